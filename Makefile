@@ -1,0 +1,72 @@
+# The front door. `make help` lists the words; `make` alone makes .venv with every console script.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := .venv/.done
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv/bin
+CLUSTER ?= local
+export CLUSTER
+PYTEST := $(VENV)/python -m pytest -q
+
+.PHONY: help demo down test check format unit cluster e2e doctor prerequisites lock generate clean bench-ledger bench-router
+
+help: ## list the words
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.done: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/.done prerequisites ## a cluster, vLLM, Fairlead, traffic, budgets: the whole story (CLUSTER=local|kind|current)
+	@$(VENV)/python -m hack.demo
+
+down: .venv/.done ## remove what make demo and make test left running
+	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
+
+test: .venv/.done check unit cluster e2e ## everything that continuous integration runs
+
+check: .venv/.done ## format, lint, types, layers, shell, generated files
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+	git ls-files '*.sh' .ci/run | xargs $(VENV)/shellcheck
+	$(VENV)/python -m hack.crds --check
+	$(VENV)/python -m hack.values_reference --check
+
+format: .venv/.done ## let ruff write the format and the safe fixes
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+unit: .venv/.done ## tests that need no cluster
+	$(PYTEST) -m "not cluster and not e2e"
+
+cluster: .venv/.done prerequisites ## tests on a real control plane with KWOK nodes
+	$(PYTEST) -m cluster
+
+e2e: .venv/.done prerequisites ## tests on a real node with real vLLM
+	$(PYTEST) -m e2e --timeout 900
+
+doctor: ## name what this machine lacks
+	@python3 hack/cluster doctor
+
+prerequisites:
+	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster doctor --install; fi
+
+lock: .venv/.done ## write requirements/*.txt anew from pyproject.toml
+	$(VENV)/python -m hack.lock
+
+generate: .venv/.done ## write the CRDs and the reference pages anew
+	$(VENV)/python -m hack.crds
+	$(VENV)/python -m hack.values_reference
+
+bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 routers
+	$(VENV)/python -m tests.bench.ledger
+
+bench-router: .venv/.done ## the router: requests a second on one core
+	$(VENV)/python -m tests.bench.router.run
+
+clean: ## remove .venv and tool caches (not the cache of binaries, images and vLLM: see make doctor)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

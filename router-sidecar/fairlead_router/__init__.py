@@ -1,0 +1,1 @@
+"""The router: Fairlead's data plane."""
