@@ -34,6 +34,7 @@ check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/lint-imports
 	git ls-files '*.sh' .ci/run | xargs $(VENV)/shellcheck
 	$(VENV)/python -m hack.crds --check
+	$(VENV)/python -m hack.api_reference --check
 	$(VENV)/python -m hack.values_reference --check
 
 format: .venv/.done ## let ruff write the format and the safe fixes
@@ -60,6 +61,7 @@ lock: .venv/.done ## write requirements/*.txt anew from pyproject.toml
 
 generate: .venv/.done ## write the CRDs and the reference pages anew
 	$(VENV)/python -m hack.crds
+	$(VENV)/python -m hack.api_reference
 	$(VENV)/python -m hack.values_reference
 
 bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 routers

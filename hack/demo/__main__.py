@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from hack.demo import fleet, platform, story, tables
+from hack.demo import platform, story, tables
+from hack.demo.kube import Kube
 from hack.demo.progress import DemoError, Progress, clock
 
 STEPS = 7
@@ -35,14 +36,14 @@ def run(progress: Progress, kind: str) -> None:
     platform.kubernetes(progress, kind)
     kube = platform.node(progress, kind, "demo")
     paths = platform.vllm(progress)
-    images = platform.fairlead(progress, kube, kind)
+    images = platform.fairlead(progress, kube, kind, "demo")
     platform.apply_fleet(progress, kube, images, paths)
     first = traffic(progress, kube, images)
     checks(progress, kube)
     tables.show(kube, first, clock(time.monotonic() - began))
 
 
-def traffic(progress: Progress, kube: "platform.Kube", images: platform.Images) -> tables.Seen:
+def traffic(progress: Progress, kube: Kube, images: platform.Images) -> tables.Seen:
     """Priced, long, scaled, rolled, refused: each checked."""
     with progress.step("traffic") as say:
         say("a priced request of support")
@@ -62,7 +63,7 @@ def traffic(progress: Progress, kube: "platform.Kube", images: platform.Images) 
     return tables.Seen(priced, long, scaled, rolled, refused, served)
 
 
-def checks(progress: Progress, kube: "platform.Kube") -> None:
+def checks(progress: Progress, kube: Kube) -> None:
     """The books: nobody overspent, and charged + idle is the bill."""
     with progress.step("checks") as say:
         budgets = story.no_overspend(kube)

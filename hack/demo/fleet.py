@@ -35,7 +35,7 @@ def namespaces() -> list[dict[str, Any]]:
     return [{"apiVersion": "v1", "kind": "Namespace", "metadata": m} for m in [{"name": PLATFORM}, *teams]]
 
 
-def volume(name: str, path: str, mode: str, namespace: str) -> list[dict[str, Any]]:
+def volume(name: str, path: str, mode: str, namespace: str = PLATFORM) -> list[dict[str, Any]]:
     """A folder of the node as a claim in a namespace."""
     size = {"storage": "10Gi"}
     volume_name = f"fairlead-{name}"

@@ -45,6 +45,10 @@ class Kube:
         text = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else {}
 
+    def version(self) -> str:
+        """The API server's version."""
+        return str(json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"])
+
     def _program(self, name: str) -> str:
         found = str(self.programs / name) if self.programs else shutil.which(name)
         if not found or not os.access(found, os.X_OK):

@@ -1,18 +1,19 @@
 """From a bare machine to a running Fairlead: cluster, vLLM, models, images, chart."""
 
-import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.demo import fleet
+from hack.demo import fleet, story
 from hack.demo.kube import Kube
 from hack.demo.progress import DemoError, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 COLD_SECONDS = 1800.0
 VERSION_LINE = 'version = "'
+REGISTRY = "localhost"
+ENGINE_VERSION = "0.32.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,6 @@ class Images:
 
     caller: str
     engine: str
-    registry: str
     archives: tuple[str, ...]
 
 
@@ -65,8 +65,7 @@ def node(progress: Progress, kind: str, name: str) -> Kube:
     with progress.step("node") as say:
         say("starting")
         kube = cluster(progress, kind, name)
-        server = kube.get("--raw", "/version") if False else kube.version()
-        say(f"Kubernetes {server}: control plane, DNS and one real node ready")
+        say(f"Kubernetes {kube.version()}: control plane, DNS and one real node ready")
     return kube
 
 
@@ -81,14 +80,62 @@ def vllm(progress: Progress) -> fleet.Paths:
     return fleet.Paths(environment["site-packages"], models["models"], environment["cache"])
 
 
-def fairlead(progress: Progress, kube: Kube, kind: str) -> Images:
+def fairlead(progress: Progress, kube: Kube, kind: str, name: str) -> Images:
     """Step 4: images and the chart."""
     with progress.step("fairlead") as say:
         say("images")
         images = build_images(progress)
         if kind == "local":
-            hack(progress, "cluster", "load", "--name", "demo", *images.archives)
+            say("images into the node")
+            hack(progress, "cluster", "load", "--name", name, *images.archives)
         say("chart")
         install(kube, images)
         say("images, chart: operator, ledger, 2 gateways ready")
     return images
+
+
+def build_images(progress: Progress) -> Images:
+    """The archives of all images, and what the cluster calls them."""
+    archives = hack(progress, "images", "build", "--registry", REGISTRY)
+    return Images(f"{REGISTRY}/fairlead-caller:{version()}", f"{REGISTRY}/vllm-cpu:{ENGINE_VERSION}", tuple(archives))
+
+
+def install(kube: Kube, images: Images) -> None:
+    """Install the chart, or upgrade it to what this tree says, and wait until its pods are ready."""
+    values = {
+        "image.registry": REGISTRY,
+        "engine.image": images.engine,
+        "platformNamespaces": f"{{{fleet.PLATFORM}}}",
+        "ledger.storage.storageClassName": fleet.STORAGE_CLASS,
+    }
+    sets = [f"--set={name}={value}" for name, value in values.items()]
+    chart = str(ROOT / "charts" / "fairlead")
+    kube.helm(
+        "upgrade",
+        "--install",
+        "fairlead",
+        chart,
+        "-n",
+        "fairlead",
+        "--create-namespace",
+        *sets,
+        "--wait",
+        "--timeout=3m",
+    )
+
+
+def apply_fleet(progress: Progress, kube: Kube, images: Images, paths: fleet.Paths) -> None:
+    """Step 5: namespaces, pools, policy, budgets; until all are in force."""
+    with progress.step("fleet") as say:
+        say("applied")
+        kube.apply(fleet.namespaces())
+        kube.apply(
+            fleet.volume("models", paths.models, "ReadOnlyMany")
+            + fleet.volume("vllm-cache", paths.cache, "ReadWriteMany")
+        )
+        kube.apply(fleet.pools(images.engine, paths))
+        budgets = [fleet.budget("support", "0.010000"), fleet.budget("search", "1.000000")]
+        kube.apply([fleet.policy(), *(b for b in budgets if not story.exists(kube, b))])
+        say("pods starting")
+        story.wait_ready(kube)
+        say("2 pools, 1 policy, 2 budgets; chat-8b 1 ready, chat-8b-long 1")

@@ -50,6 +50,12 @@ def pool_ready(kube: Kube, name: str, replicas: int) -> Callable[[], bool]:
     return look
 
 
+def exists(kube: Kube, obj: dict[str, Any]) -> bool:
+    """Whether an object of this kind and name is there."""
+    meta = obj["metadata"]
+    return bool(kube.get(obj["kind"].lower(), meta["name"], "-n", meta["namespace"]))
+
+
 def wait_ready(kube: Kube) -> None:
     """Wait until both pools, the policy and the budgets are in force."""
     for name in ("chat-8b", "chat-8b-long"):

@@ -33,14 +33,22 @@ def lines(seen: Seen) -> list[str]:
     usage, headers = seen.priced["lastAnswer"]["usage"], seen.priced["lastAnswer"]["headers"]
     refusal = seen.refused["lastRefusal"]
     return [
-        f"price      {usage['prompt_tokens']} prompt + {usage['completion_tokens']} output tokens of support = "
-        f"{headers['x-fairlead-cost-usd']} USD",
-        f"long       {seen.long['lastAnswer']['usage']['prompt_tokens']} prompt tokens are over route short's "
-        f"{fleet.SHORT_TOKENS}: served by {next(iter(seen.long['pools']))}",
+        (
+            f"price      {usage['prompt_tokens']} prompt + {usage['completion_tokens']} output tokens of support = "
+            f"{headers['x-fairlead-cost-usd']} USD"
+        ),
+        (
+            f"long       {seen.long['lastAnswer']['usage']['prompt_tokens']} prompt tokens are over route short's "
+            f"{fleet.SHORT_TOKENS}: served by {next(iter(seen.long['pools']))}"
+        ),
         *[f"scaled     {reason}" for reason in seen.scaled],
-        f"rollout    {seen.rolled['sent']} requests during a rolling update: "
-        f"{seen.rolled['answered']} answered, {seen.rolled['sent'] - seen.rolled['answered']} failed",
+        (
+            f"rollout    {seen.rolled['sent']} requests during a rolling update: "
+            f"{seen.rolled['answered']} answered, {seen.rolled['sent'] - seen.rolled['answered']} failed"
+        ),
         f"refused    {refusal['status']} {refusal.get('message', '')}",
-        f"           support: {seen.refused['answered']} answered before; search at the same time: "
-        f"{seen.served['answered']} of {seen.served['sent']} answered",
+        (
+            f"           support: {seen.refused['answered']} answered before; search at the same time: "
+            f"{seen.served['answered']} of {seen.served['sent']} answered"
+        ),
     ]
