@@ -1,0 +1,90 @@
+"""Reasons that Fairlead writes into conditions, scaling decisions and Events: one word each, for programs."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Reasons of conditions, by the condition that carries them."""
+
+    # Accepted
+    ACCEPTED = "Accepted"
+    REVISION_NOT_PINNED = "RevisionNotPinned"
+    UNSUPPORTED_QUANTIZATION = "UnsupportedQuantization"
+    INVALID_ARGUMENT = "InvalidArgument"
+    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+    MODEL_NAME_CONFLICT = "ModelNameConflict"
+    NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed"
+    UNKNOWN_TIME_ZONE = "UnknownTimeZone"
+    # Ready
+    READY = "Ready"
+    NOT_ACCEPTED = "NotAccepted"
+    NOT_AVAILABLE = "NotAvailable"
+    # Available
+    REPLICAS_READY = "ReplicasReady"
+    REPLICAS_MISSING = "ReplicasMissing"
+    SCALED_TO_ZERO = "ScaledToZero"
+    STARTING = "Starting"
+    # Progressing, UpToDate
+    ROLLING_OUT = "RollingOut"
+    COMPLETE = "Complete"
+    NO_CAPACITY_FOR_SURGE = "NoCapacityForSurge"
+    STARTUP_TIMED_OUT = "StartupTimedOut"
+    UP_TO_DATE = "UpToDate"
+    RESTART_PENDING = "RestartPending"
+    # ScalingActive, ScalingLimited
+    SIGNALS_FRESH = "SignalsFresh"
+    SIGNALS_MISSING = "SignalsMissing"
+    REPLICAS_SET = "ReplicasSet"
+    NOT_LIMITED = "NotLimited"
+    MIN_REPLICAS = "MinReplicas"
+    MAX_REPLICAS = "MaxReplicas"
+    VARIANT_BOUNDS = "VariantBounds"
+    NO_CAPACITY = "NoCapacity"
+    # PriceKnown
+    PRICED = "Priced"
+    NO_PRICE = "NoPrice"
+    # ResolvedRefs, Programmed
+    RESOLVED = "Resolved"
+    POOL_NOT_FOUND = "PoolNotFound"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 the name of a reason
+    CONTEXT_TOO_LONG = "ContextTooLong"
+    CONTEXT_UNKNOWN = "ContextUnknown"
+    PROGRAMMED = "Programmed"
+    NO_ROUTERS = "NoRouters"
+    ROUTERS_LAGGING = "RoutersLagging"
+    # Enforced, WithinBudget
+    ENFORCED = "Enforced"
+    AUDIT = "Audit"
+    LEDGER_UNREACHABLE = "LedgerUnreachable"
+    WITHIN_LIMIT = "WithinLimit"
+    LIMIT_REACHED = "LimitReached"
+
+
+class ScalingReason(StrEnum):
+    """Why the number of replicas was changed."""
+
+    QUEUE_DEPTH = "QueueDepth"
+    HELD_REQUESTS = "HeldRequests"
+    LOW_DEMAND = "LowDemand"
+    IDLE = "Idle"
+    MIN_REPLICAS = "MinReplicas"
+    MAX_REPLICAS = "MaxReplicas"
+    REPLICAS_SET = "ReplicasSet"
+
+
+class EventReason(StrEnum):
+    """Reasons of Events."""
+
+    SCALED_UP = "ScaledUp"
+    SCALED_DOWN = "ScaledDown"
+    SCALE_UP_BLOCKED = "ScaleUpBlocked"
+    REPLICA_READY = "ReplicaReady"
+    REPLICA_TROUBLED = "ReplicaTroubled"
+    ROLLOUT_STARTED = "RolloutStarted"
+    ROLLOUT_FINISHED = "RolloutFinished"
+    NOT_ACCEPTED = "NotAccepted"
+    PRICE_UNKNOWN = "PriceUnknown"
+    UNKNOWN_QUANTIZATION = "UnknownQuantization"
+    BUDGET_ACTION = "BudgetAction"
+    MODEL_NAME_CONFLICT = "ModelNameConflict"
+    LEDGER_UNREACHABLE = "LedgerUnreachable"
