@@ -107,6 +107,8 @@ def install(kube: Kube, images: Images) -> None:
         "engine.image": images.engine,
         "platformNamespaces": f"{{{fleet.PLATFORM}}}",
         "ledger.storage.storageClassName": fleet.STORAGE_CLASS,
+        "ledger.storage.size": "1Gi",
+        "gateway.drainTimeoutSeconds": "30",
     }
     sets = [f"--set={name}={value}" for name, value in values.items()]
     chart = str(ROOT / "charts" / "fairlead")

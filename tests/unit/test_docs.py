@@ -1,12 +1,12 @@
 """What the documents show works: Python runs, manifests are accepted, commands and files exist."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
 from fairlead_operator.api.v1alpha1 import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,11 +15,13 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"`((?:docs|examples|hack|operator|router-sidecar|tests|charts|crds)/[^`\s:*{}]+)`")
 
 
-def blocks(language: str) -> Iterator[Any]:
-    for page in PAGES:
-        for number, (name, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
-            if name == language:
-                yield pytest.param(text, id=f"{page.relative_to(ROOT)}#{number}")
+def blocks(language: str) -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}#{number}")
+        for page in PAGES
+        for number, (name, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+        if name == language
+    ]
 
 
 @pytest.mark.parametrize("text", blocks("python"))
