@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COLD_SECONDS = 1800.0
 VERSION_LINE = 'version = "'
 REGISTRY = "localhost"
+RELEASE = "fairlead"
 ENGINE_VERSION = "0.32.0"
 
 
@@ -112,18 +113,15 @@ def install(kube: Kube, images: Images) -> None:
     }
     sets = [f"--set={name}={value}" for name, value in values.items()]
     chart = str(ROOT / "charts" / "fairlead")
-    kube.helm(
-        "upgrade",
-        "--install",
-        "fairlead",
-        chart,
-        "-n",
-        "fairlead",
-        "--create-namespace",
-        *sets,
-        "--wait",
-        "--timeout=3m",
-    )
+    before = kube.get("deployments,statefulsets", "-n", RELEASE).get("items", [])
+    kube.helm("upgrade", "--install", RELEASE, chart, "-n", RELEASE, "--create-namespace", *sets)
+    workloads = [f"{item['kind'].lower()}/{item['metadata']['name']}" for item in before]
+    if workloads:
+        # A tree that changed since the last run has new images under the same version.
+        kube.kubectl("rollout", "restart", "-n", RELEASE, *workloads)
+    for item in kube.get("deployments,statefulsets", "-n", RELEASE)["items"]:
+        name = f"{item['kind'].lower()}/{item['metadata']['name']}"
+        kube.kubectl("rollout", "status", "-n", RELEASE, name, "--timeout=180s", timeout=200)
 
 
 def apply_fleet(progress: Progress, kube: Kube, images: Images, paths: fleet.Paths) -> None:

@@ -1,0 +1,340 @@
+"""How many replicas a pool should have now, and why.
+
+A replica takes ``slots`` running requests and ``queueDepth`` waiting ones. More are added at once when the demand of
+now does not fit; one is taken away only after the highest demand of a whole window would have fitted without it. The
+window is as long as a start takes: keeping a replica for that long costs what starting it again would cost in waiting,
+so the bill is at most twice that of knowing the future (ski rental).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Reason, ScalingReason
+from fairlead_operator.decide.facts import clock_text
+from fairlead_operator.decide.signals import STALE_MS, Load, Missing
+from fairlead_operator.decide.variants import Counts, VariantOption, cost_per_hour, distribute
+from fairlead_operator.units import format_duration, format_usd
+
+DEFAULT_SLOTS = 256
+DEFAULT_COLD_START_MS = 120_000
+SHORTEST_WINDOW_MS = 30_000
+MAX_PEAKS = 512
+TEN_CENTS = 100_000_000
+STARTS_REMEMBERED = 20
+P90_PERCENT = 90
+
+STEADY = "Steady"
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The highest demand of one scrape round."""
+
+    at_ms: int
+    demand: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered of a pool between decisions: the window's maxima, oldest and highest first.
+
+    ``since_ms``: since when every moment is known. ``last_request_ms``: 0 = none was ever seen.
+    """
+
+    since_ms: int
+    peaks: tuple[Peak, ...] = ()
+    last_request_ms: int = 0
+
+    @property
+    def highest(self) -> int:
+        """The highest demand that is still remembered."""
+        return max((peak.demand for peak in self.peaks), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the spec allows. ``fixed``: spec.replicas, which leaves the number to whoever writes it."""
+
+    fixed: int | None
+    minimum: int
+    maximum: int
+    queue_depth: int
+    zero_after_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that a decision is made from."""
+
+    bounds: Bounds
+    options: tuple[VariantOption, ...]
+    slots: int
+    load: Load
+    memory: Memory
+    cold_start_ms: int
+    now_ms: int
+    ready: int = 0
+
+    @property
+    def current(self) -> int:
+        """Replicas wanted so far."""
+        return sum(option.current for option in self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many replicas, on which variants, and why.
+
+    ``message`` is the sentence of ``status.scaling``; ``because`` the short form for an Event. ``bound_by`` names what
+    kept the number from ``wanted``. Costs are nano-USD an hour, ``None`` without a price.
+    """
+
+    replicas: int
+    counts: Counts
+    current: int
+    wanted: int
+    reason: str
+    message: str
+    because: str
+    bound_by: str = ""
+    signals_missing: bool = False
+    cost_per_hour_before: int | None = None
+    cost_per_hour_after: int | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the number of replicas changes."""
+        return self.replicas != self.current
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What demand asks for, before the bounds."""
+
+    replicas: int
+    reason: str
+    message: str
+    because: str
+
+
+def bounds_of(spec: ModelPoolSpec) -> Bounds:
+    """The pool's bounds; variants' minima raise the lower one, because they are reserved capacity."""
+    scaling = spec.autoscaling
+    if scaling is None:
+        fixed = spec.replicas or 0
+        return Bounds(fixed, fixed, fixed, 0, None)
+    reserved = sum(variant.min_replicas for variant in spec.variants)
+    minimum = min(max(scaling.min_replicas, reserved), scaling.max_replicas)
+    return Bounds(None, minimum, scaling.max_replicas, scaling.objectives.queue_depth, scaling.idle_ms)
+
+
+def slots_of(spec: ModelPoolSpec) -> int:
+    """Requests that every replica of the pool can run at once, whichever variant it is of."""
+    return min(spec.engine_of(variant).max_sequences or DEFAULT_SLOTS for variant in spec.variants)
+
+
+def cold_start_ms(measured: Sequence[int]) -> int:
+    """How long a start takes: the 90th percentile of the newest starts, or a default before the first."""
+    newest = sorted(measured[-STARTS_REMEMBERED:])
+    return newest[-(-len(newest) * P90_PERCENT // 100) - 1] if newest else DEFAULT_COLD_START_MS
+
+
+def window_ms(cold_start: int) -> int:
+    """How long a replica must have been unneeded before it goes."""
+    return max(SHORTEST_WINDOW_MS, cold_start)
+
+
+def remember(memory: Memory, load: Load, now_ms: int, window: int) -> Memory:
+    """The memory after one scrape round. A round with a router missing starts the window anew: unknown is not zero."""
+    last = max(memory.last_request_ms, load.last_request_ms)
+    if not load.complete:
+        return Memory(now_ms, (), last)
+    peak = Peak(now_ms, max(load.peak, load.demand))
+    kept = [one for one in memory.peaks if one.at_ms > now_ms - window and one.demand > peak.demand]
+    return Memory(memory.since_ms, _bounded((*kept, peak)), last)
+
+
+def decide(inputs: Inputs) -> Decision:
+    """One decision: what demand asks for, cut to the bounds, on the cheapest variants with room."""
+    wish = _wish(inputs)
+    bounded, bound = _bounded_total(wish.replicas, inputs.bounds)
+    split = distribute(bounded, inputs.options)
+    bound_by = Reason.VARIANT_BOUNDS if split.short else bound
+    texts = (wish.message, _bound_text(bound_by, inputs, split.total), _set_text(split.counts, inputs.options))
+    return Decision(
+        replicas=split.total,
+        counts=split.counts,
+        current=inputs.current,
+        wanted=wish.replicas,
+        reason=_reason(wish, bound_by, inputs.current, split.total),
+        message=" ".join(text for text in texts if text),
+        because=_because(wish, bound_by, inputs, split.total),
+        bound_by=bound_by,
+        signals_missing=inputs.bounds.fixed is None and not inputs.load.complete,
+        cost_per_hour_before=cost_per_hour(((one.name, one.current) for one in inputs.options), inputs.options),
+        cost_per_hour_after=cost_per_hour(split.counts, inputs.options),
+    )
+
+
+def missing_text(missing: Sequence[Missing], now_ms: int) -> str:
+    """Which routers are silent and since when."""
+    first = missing[0]
+    if not first.router:
+        return "No router is ready that could say what is asked of the pool."
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    allowed = format_duration(STALE_MS)
+    if not first.last_ms:
+        return f"No signals from router {first.router}{more} yet ({allowed} allowed)."
+    age = format_duration((now_ms - first.last_ms) // 1000 * 1000)
+    return f"No signals from router {first.router}{more} since {clock_text(first.last_ms)} ({age}; {allowed} allowed)."
+
+
+def _wish(inputs: Inputs) -> _Wish:
+    bounds, load = inputs.bounds, inputs.load
+    if bounds.fixed is not None:
+        text = f"spec.replicas is {bounds.fixed}"
+        return _Wish(bounds.fixed, ScalingReason.REPLICAS_SET, f"{text}.", text)
+    needed = -(-load.demand // (inputs.slots + bounds.queue_depth))
+    if needed > inputs.current:
+        return _grow(inputs, needed)
+    if not load.complete:
+        text = f"{missing_text(load.missing, inputs.now_ms)} It keeps {_replicas(inputs.current)}."
+        return _Wish(inputs.current, Reason.SIGNALS_MISSING, text, "signals are missing")
+    return _idle(inputs) or _shrink(inputs) or _keep(inputs)
+
+
+def _grow(inputs: Inputs, needed: int) -> _Wish:
+    load, bounds = inputs.load, inputs.bounds
+    waiting = load.waiting + load.held
+    parts = [f"{load.running} running"] * bool(load.running) + [f"{waiting} waiting"] * bool(waiting)
+    need = "needs" if load.demand == 1 else "need"
+    message = f"{' + '.join(parts)} {need} {_replicas(needed)}: {_capacity(inputs)}."
+    if inputs.current == 0:
+        waits = "1 request waits" if load.demand == 1 else f"{load.demand} requests wait"
+        return _Wish(needed, ScalingReason.HELD_REQUESTS, message, f"{waits} and no replica runs")
+    room = inputs.current * (inputs.slots + bounds.queue_depth)
+    taken = f"{_requests(load.demand)} are above the {room} that {_replicas(inputs.current)} may hold"
+    return _Wish(needed, ScalingReason.QUEUE_DEPTH, message, taken)
+
+
+def _idle(inputs: Inputs) -> _Wish | None:
+    after, memory = inputs.bounds.zero_after_ms, inputs.memory
+    if after is None or inputs.current == 0 or inputs.load.demand:
+        return None
+    since = memory.last_request_ms or memory.since_ms
+    if inputs.now_ms - since < after:
+        return None
+    text = f"no request for {format_duration(after)}"
+    return _Wish(0, ScalingReason.IDLE, f"{text[0].upper()}{text[1:]} (scaleToZeroAfter).", text)
+
+
+def _shrink(inputs: Inputs) -> _Wish | None:
+    window = window_ms(inputs.cold_start_ms)
+    if inputs.now_ms - inputs.memory.since_ms < window:
+        return None
+    highest = max(inputs.memory.highest, inputs.load.peak, inputs.load.demand)
+    fit = max(1, -(-highest // inputs.slots))
+    if fit >= inputs.current:
+        return None
+    seen = f"at most {_requests(highest)} at once in {format_duration(window)}"
+    message = (
+        f"{seen[0].upper()}{seen[1:]}, the time that a start takes, {'fits' if highest == 1 else 'fit'} "
+        f"{_replicas(fit)}: one runs {inputs.slots}."
+    )
+    return _Wish(fit, ScalingReason.LOW_DEMAND, message, f"{seen}, {_replicas(fit)} can run {fit * inputs.slots}")
+
+
+def _keep(inputs: Inputs) -> _Wish:
+    load = inputs.load
+    text = (
+        f"{load.running} running + {load.waiting + load.held} waiting keep {_replicas(inputs.current)}: "
+        f"{_capacity(inputs)}."
+    )
+    return _Wish(inputs.current, STEADY, text, "demand is steady")
+
+
+def _bounded_total(wanted: int, bounds: Bounds) -> tuple[int, str]:
+    if wanted > bounds.maximum:
+        return bounds.maximum, Reason.MAX_REPLICAS
+    if wanted < bounds.minimum:
+        return bounds.minimum, Reason.MIN_REPLICAS
+    return wanted, ""
+
+
+def _reason(wish: _Wish, bound_by: str, current: int, total: int) -> str:
+    """A change against the wish's direction was made by the bound, not by demand."""
+    if _made_by_bound(wish, current, total):
+        return ScalingReason.MIN_REPLICAS if bound_by == Reason.MIN_REPLICAS else ScalingReason.MAX_REPLICAS
+    return wish.reason
+
+
+def _because(wish: _Wish, bound_by: str, inputs: Inputs, total: int) -> str:
+    if _made_by_bound(wish, inputs.current, total):
+        return _bound_text(bound_by, inputs, total).rstrip(".")
+    return wish.because
+
+
+def _made_by_bound(wish: _Wish, current: int, total: int) -> bool:
+    return (total > current >= wish.replicas) or (total < current <= wish.replicas)
+
+
+def _bound_text(bound_by: str, inputs: Inputs, total: int) -> str:
+    match bound_by:
+        case Reason.MAX_REPLICAS:
+            return f"autoscaling.maxReplicas is {inputs.bounds.maximum}."
+        case Reason.MIN_REPLICAS:
+            return f"The minimum is {inputs.bounds.minimum} (autoscaling.minReplicas and the variants' minReplicas)."
+        case Reason.VARIANT_BOUNDS:
+            return f"The variants' maxReplicas allow {total} together."
+        case _:
+            return "No limit bound." if total != inputs.current and inputs.bounds.fixed is None else ""
+
+
+def _set_text(counts: Counts, options: Sequence[VariantOption]) -> str:
+    """Which variants change, for pools with a choice."""
+    change = change_text(counts, options)
+    if len(options) == 1 or not change:
+        return ""
+    unpriced = sorted({one.name for one in options if one.price is None})
+    known = f" ({', '.join(unpriced)} without a price: taken last)" if unpriced else ""
+    return f"{change} is the cheapest set{known}."
+
+
+def change_text(counts: Counts, options: Sequence[VariantOption]) -> str:
+    """Such as ``+1 l40s, -2 h100``; empty when nothing changes."""
+    current = {one.name: one.current for one in options}
+    changes = [(count - current.get(name, 0), name) for name, count in counts]
+    return ", ".join(f"{change:+d} {name}" for change, name in changes if change)
+
+
+def cost_text(decision: Decision) -> str:
+    """Such as ``8.85 to 10.40 USD/h``; says so when a price is not known."""
+    before, after = decision.cost_per_hour_before, decision.cost_per_hour_after
+    if before is None or after is None:
+        return "cost unknown"
+    return f"{price_text(before)} to {price_text(after)} USD/h"
+
+
+def price_text(nano: int) -> str:
+    """USD in cents; with four places below ten cents, where cents would say nothing."""
+    return format_usd(nano, 2 if nano == 0 or nano >= TEN_CENTS else 4)
+
+
+def _capacity(inputs: Inputs) -> str:
+    return f"one takes {inputs.slots} running + {inputs.bounds.queue_depth} waiting"
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
+
+
+def _bounded(peaks: tuple[Peak, ...]) -> tuple[Peak, ...]:
+    """The oldest two become one that is as high as the first and as young as the second: never less than was seen."""
+    if len(peaks) <= MAX_PEAKS:
+        return peaks
+    first, second, *rest = peaks
+    return (Peak(second.at_ms, first.demand), *rest)

@@ -1,0 +1,110 @@
+"""A pool's load, summed over what its routers report; what is not known stays unknown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead_router.contract import PoolSignals, Signals
+
+STALE_MS = 15_000
+"""Three scrapes: after that a router's last answer says nothing about now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The last answer of one router to a scrape, and when it came."""
+
+    router: str
+    received_ms: int
+    signals: Signals | None
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router that is ready and therefore should report. ``pool`` is empty for a gateway."""
+
+    router: str
+    pool: str = ""
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A router without a fresh report; ``last_ms`` is when the last one came, 0 = never."""
+
+    router: str
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked of a pool now. With routers missing it is a lower bound: good for adding, never for removing."""
+
+    running: int = 0
+    """Requests in the engines' slots."""
+    waiting: int = 0
+    """Requests at the engines beyond their slots."""
+    held: int = 0
+    """Requests that entry routers hold back."""
+    peak: int = 0
+    """The most at once since the previous scrape."""
+    last_request_ms: int = 0
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every router that could know of a request has reported."""
+        return not self.missing
+
+    @property
+    def demand(self) -> int:
+        """Requests that want a slot now."""
+        return self.running + self.waiting + self.held
+
+
+def pool_load(pool: str, slots: int, routers: Sequence[Router], reports: Mapping[str, Report], now_ms: int) -> Load:
+    """The load of ``pool``, summed over fresh routers.
+
+    Complete only with every gateway and every sidecar of the pool: other pools' sidecars may hold requests for it too
+    and are counted, but one of them being silent must not stop this pool from shrinking. Requests at a draining
+    engine end there and ask for no other replica.
+    """
+    fresh = [(router, report.signals) for router in routers if (report := _fresh(router, reports, now_ms))]
+    seen = [(router, _of_pool(signals, pool), signals) for router, signals in fresh if signals is not None]
+    engines = [one for router, one, signals in seen if _counts_engine(router, pool, signals)]
+    entries = [one for _, one, _ in seen]
+    return Load(
+        running=sum(min(one.running, slots) for one in engines),
+        waiting=sum(max(0, one.running - slots) for one in engines),
+        held=sum(one.held for one in entries),
+        peak=sum(max(one.running, one.peak_running) for one in engines)
+        + sum(max(one.held, one.peak_held) for one in entries),
+        last_request_ms=max((one.last_request_ms for one in entries), default=0),
+        missing=_missing(pool, routers, reports, now_ms),
+    )
+
+
+def _fresh(router: Router, reports: Mapping[str, Report], now_ms: int) -> Report | None:
+    report = reports.get(router.router)
+    if report is None or report.signals is None or now_ms - report.received_ms > STALE_MS:
+        return None
+    return report
+
+
+def _of_pool(signals: Signals, pool: str) -> PoolSignals:
+    return next((one for one in signals.pools if one.pool == pool), PoolSignals(pool=pool))
+
+
+def _counts_engine(router: Router, pool: str, signals: Signals) -> bool:
+    return router.pool == pool and not router.terminating and not signals.draining
+
+
+def _missing(pool: str, routers: Iterable[Router], reports: Mapping[str, Report], now_ms: int) -> tuple[Missing, ...]:
+    wanted = [one for one in routers if one.pool in {"", pool} and not one.terminating]
+    if not wanted:
+        return (Missing("", 0),)
+    silent = [one for one in wanted if _fresh(one, reports, now_ms) is None]
+    return tuple(Missing(one.router, _last(reports.get(one.router))) for one in silent)
+
+
+def _last(report: Report | None) -> int:
+    return report.received_ms if report is not None and report.signals is not None else 0

@@ -1,0 +1,45 @@
+"""A CostBudget as the ledger keeps it, and whom it covers."""
+
+from collections.abc import Mapping, Sequence
+
+from fairlead_operator.api.v1alpha1 import CostBudget
+from fairlead_router.contract import BudgetAction, LedgerBudget, PutBudgets
+
+
+def may_select(budget: CostBudget, platform_namespaces: Sequence[str]) -> bool:
+    """Whether the budget's namespaceSelector counts: only platform namespaces cover others."""
+    return budget.spec.applies_to.namespace_selector is None or budget.namespace in platform_namespaces
+
+
+def covered_namespaces(
+    budget: CostBudget, namespaces: Mapping[str, Mapping[str, str]], platform_namespaces: Sequence[str]
+) -> tuple[str, ...]:
+    """The namespaces whose callers the budget covers: those selected, else its own."""
+    selector = budget.spec.applies_to.namespace_selector
+    if selector is None or not may_select(budget, platform_namespaces):
+        return (budget.namespace,)
+    return tuple(sorted(name for name, labels in namespaces.items() if selector.matches(labels)))
+
+
+def ledger_budget(budget: CostBudget) -> LedgerBudget:
+    """The budget for ``PUT /v1/budgets``."""
+    limit = budget.spec.limit
+    actions = sorted(budget.spec.actions, key=lambda one: (one.at_percent, one.action))
+    return LedgerBudget(
+        namespace=budget.namespace,
+        name=budget.name,
+        uid=budget.metadata.uid,
+        unit=limit.unit,
+        per=limit.per,
+        period=limit.period,
+        time_zone=limit.time_zone,
+        limit=limit.units,
+        enforcement=budget.spec.enforcement,
+        actions=tuple(BudgetAction(at_percent=one.at_percent, action=one.action) for one in actions),
+    )
+
+
+def put_budgets(version: tuple[int, int], budgets: Sequence[CostBudget]) -> PutBudgets:
+    """The whole state of all budgets, in one order."""
+    ordered = sorted(budgets, key=lambda one: one.key)
+    return PutBudgets(version=version, budgets=tuple(ledger_budget(one) for one in ordered))

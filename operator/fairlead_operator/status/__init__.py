@@ -1,0 +1,1 @@
+"""Statuses: pure functions from facts to conditions, columns and Events, with their words."""

@@ -1,0 +1,201 @@
+"""CostBudget's status."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fairlead_operator.api.v1alpha1 import BudgetCondition, CostBudget, Reason
+from fairlead_operator.decide.facts import time_text
+from fairlead_operator.decide.problems import Problem
+from fairlead_operator.status.conditions import Finding, accepted, all_true, merge
+from fairlead_operator.units import format_duration, format_usd, usd_places, used_percent
+from fairlead_router.contract import KeySpend, SpendAnswer
+
+LEDGER_SILENT_S = 15
+POOLS_SHOWN = 3
+_LEDGER_FIELDS = (
+    "limit",
+    "window",
+    "fullest",
+    "spent",
+    "reserved",
+    "unreconciled",
+    "remaining",
+    "usedPercent",
+    "activeAction",
+    "allowances",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """Everything that a budget's status is made from; ``spend`` is the ledger's last answer, ``None`` before one."""
+
+    budget: CostBudget
+    spend: SpendAnswer | None
+    ledger_silent_s: int
+    routers_total: int
+    routers_enforcing: int
+    price_unknown_pools: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def ledger_answers(self) -> bool:
+        """Whether the figures are of now."""
+        return self.spend is not None and self.ledger_silent_s <= LEDGER_SILENT_S
+
+
+def costbudget_status(view: BudgetView, old: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """The whole status; without an answer of the ledger the figures stay, and the conditions say that they are old."""
+    generation = view.budget.metadata.generation
+    figures = {key: old[key] for key in _LEDGER_FIELDS if key in old} if view.spend is None else _figures(view.spend)
+    return {
+        "conditions": merge(old.get("conditions") or (), findings(view), now_ms, generation),
+        "observedGeneration": generation,
+        **figures,
+        "routers": {"total": view.routers_total, "enforcing": view.routers_enforcing},
+    }
+
+
+def findings(view: BudgetView) -> list[Finding]:
+    """All conditions, in the order of the API."""
+    taken, enforced = accepted_finding(view), enforced_finding(view)
+    as_asked = Finding(enforced.type, "True", Reason.AUDIT, enforced.message)
+    parts = (taken, as_asked if enforced.reason == Reason.AUDIT else enforced)
+    ready = all_true(BudgetCondition.READY, parts, Reason.READY, enforced.message)
+    return [ready, taken, enforced, within_finding(view), price_known_finding(view)]
+
+
+def accepted_finding(view: BudgetView) -> Finding:
+    """Whether the budget can be counted as it is written."""
+    limit = view.budget.spec.limit
+    fine = f"{limit.amount} {limit.unit} per {limit.per} and {limit.period}, in {limit.time_zone}."
+    return accepted(BudgetCondition.ACCEPTED, view.problems, fine)
+
+
+def enforced_finding(view: BudgetView) -> Finding:
+    """True only when every serving router has confirmed the budget as it is now."""
+    kind, total, have = BudgetCondition.ENFORCED, view.routers_total, view.routers_enforcing
+    if view.budget.spec.enforcement == "Audit":
+        text = "enforcement is Audit: requests above the limit are counted, reported and let pass."
+        return Finding(kind, "False", Reason.AUDIT, text)
+    if not view.ledger_answers:
+        return Finding(kind, "False", Reason.LEDGER_UNREACHABLE, _silent_text(view))
+    if total == 0:
+        return Finding(kind, "False", Reason.NO_ROUTERS, "No router is ready, so nothing is served and nothing spent.")
+    if have < total:
+        text = f"{have} of {total} routers have confirmed generation {view.budget.metadata.generation}."
+        return Finding(kind, "False", Reason.ROUTERS_LAGGING, text)
+    return Finding(kind, "True", Reason.ENFORCED, f"All {total} routers hold their callers to it.")
+
+
+def within_finding(view: BudgetView) -> Finding:
+    """Whether no account of the budget has used up its limit."""
+    kind, spend = BudgetCondition.WITHIN_BUDGET, view.spend
+    if spend is None:
+        return Finding(kind, "Unknown", Reason.LEDGER_UNREACHABLE, _silent_text(view))
+    limit = spend.limit + spend.extra
+    full = f"{_amount(_spent(_fullest(spend)), spend)} of {_amount(limit, spend)} {spend.unit} in {spend.window_label}"
+    where = _account_text(spend)
+    if spend.keys_limited == 0 and spend.action != "Reject":
+        return Finding(kind, "True", Reason.WITHIN_LIMIT, f"{full}{where}.")
+    count = max(1, spend.keys_limited)
+    many = f"{count} of {spend.keys_total} accounts used up their limit; fullest: " if spend.keys_total > 1 else ""
+    verb = "are let pass" if view.budget.spec.enforcement == "Audit" else "are refused"
+    text = f"{many}{full}{where}. Requests that do not fit {verb} until {time_text(spend.window.end)}."
+    return Finding(kind, "False", Reason.LIMIT_REACHED, text)
+
+
+def price_known_finding(view: BudgetView) -> Finding:
+    """Whether every pool that the budget's callers may use has a price."""
+    kind, pools = BudgetCondition.PRICE_KNOWN, view.price_unknown_pools
+    unit = view.budget.spec.limit.unit
+    if unit != "USD":
+        return Finding(kind, "True", Reason.PRICED, f"The limit is in {unit}; prices do not matter to it.")
+    if not pools:
+        return Finding(kind, "True", Reason.PRICED, "Every pool that its callers may use has a price.")
+    more = f" and {len(pools) - POOLS_SHOWN} more" if len(pools) > POOLS_SHOWN else ""
+    named = f"{', '.join(pools[:POOLS_SHOWN])}{more}"
+    text = f"No price for {named}: requests there are refused (price_unknown). See PriceKnown of the ModelPool."
+    return Finding(kind, "False", Reason.NO_PRICE, text)
+
+
+def _figures(spend: SpendAnswer) -> dict[str, Any]:
+    fullest, limit = _fullest(spend), spend.limit + spend.extra
+    spent = _spent(fullest)
+    return {
+        "limit": _amount(limit, spend),
+        "window": {
+            "id": spend.window_label,
+            "start": time_text(spend.window.start),
+            "end": time_text(spend.window.end),
+            "countedFrom": time_text(spend.counted_from),
+        },
+        **({"fullest": name} if (name := account_name(fullest)) else {}),
+        "spent": _amount(spent, spend),
+        "reserved": _amount(fullest.reserved, spend),
+        "unreconciled": _amount(fullest.unreconciled, spend),
+        "remaining": _amount(limit - spent - fullest.reserved, spend),
+        "usedPercent": used_percent(spent, limit),
+        "activeAction": spend.action,
+        "allowances": {
+            "total": spend.keys_total,
+            "limited": spend.keys_limited,
+            "top": [_account(key, spend) for key in spend.keys],
+        },
+    }
+
+
+def account_name(key: KeySpend) -> str:
+    """An account as people name it: the value of ``per``, within its namespace when that says more."""
+    return "/".join(part for part in (key.namespace, key.key) if part)
+
+
+def _account(key: KeySpend, spend: SpendAnswer) -> dict[str, Any]:
+    spent = _spent(key)
+    return {
+        "key": account_name(key) or "total",
+        "spent": _amount(spent, spend),
+        "usedPercent": used_percent(spent, spend.limit + spend.extra),
+    }
+
+
+def _fullest(spend: SpendAnswer) -> KeySpend:
+    if spend.keys:
+        return spend.keys[0]
+    return KeySpend(
+        namespace="",
+        key="",
+        charged=spend.charged,
+        leased=spend.leased,
+        reserved=spend.reserved,
+        unreconciled=spend.unreconciled,
+        unbacked=spend.unbacked,
+        counted_from=spend.counted_from,
+    )
+
+
+def _spent(key: KeySpend) -> int:
+    return key.charged + key.unreconciled
+
+
+def _account_text(spend: SpendAnswer) -> str:
+    name = account_name(_fullest(spend))
+    return f" ({name})" if name else ""
+
+
+def _amount(value: int, spend: SpendAnswer) -> str:
+    """An amount in the budget's unit, as precise as its limit is printed."""
+    if spend.unit != "USD":
+        return str(value)
+    return format_usd(value, usd_places(spend.limit + spend.extra))
+
+
+def _silent_text(view: BudgetView) -> str:
+    if view.spend is None and view.ledger_silent_s <= LEDGER_SILENT_S:
+        return "The ledger has not said yet what is spent."
+    age = format_duration(max(0, view.ledger_silent_s) * 1000)
+    return (
+        f"The ledger has not answered for {age}. Routers spend what they hold on lease, then answer 503 "
+        "ledger_unreachable. The figures are the last known ones."
+    )

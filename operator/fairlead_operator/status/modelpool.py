@@ -1,0 +1,318 @@
+"""ModelPool's status."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason, Variant
+from fairlead_operator.decide.facts import PodFact, time_text
+from fairlead_operator.decide.pricing import MILLI, VariantPrice, hardware_of
+from fairlead_operator.decide.problems import Problem, errors
+from fairlead_operator.decide.rates import PoolCard
+from fairlead_operator.decide.replicas import Decision, missing_text, price_text
+from fairlead_operator.decide.signals import Load
+from fairlead_operator.render.deployment import TemplatePlan
+from fairlead_operator.render.objects import pool_selector
+from fairlead_operator.status.conditions import Finding, accepted, all_true, merge
+from fairlead_operator.status.pods import Rollout, rollout_of, serving, trouble_text
+from fairlead_operator.units import format_duration, format_latency, format_usd
+
+SCALING_SHOWN = 5
+NANO_PER_PICO_MILLION = 1000
+"""Pico-USD for a token are micro-USD for a million tokens."""
+WINDOW = "5m"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """Everything that a pool's status is made from.
+
+    ``prices``, ``plans`` and ``deployments`` are by variant; ``pods`` are the pool's live ones. Latencies are 0 and
+    ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``refused_callers`` says how many USD budgets refuse the
+    pool while it has no price.
+    """
+
+    pool: ModelPool
+    decision: Decision
+    load: Load
+    pods: tuple[PodFact, ...]
+    problems: tuple[Problem, ...] = ()
+    prices: Mapping[str, VariantPrice] = field(default_factory=dict)
+    plans: Mapping[str, TemplatePlan] = field(default_factory=dict)
+    deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    card: PoolCard | None = None
+    cold_start_ms: int = 0
+    cost_per_thousand: int | None = None
+    ttft_ms: int = 0
+    tpot_ms: int = 0
+
+    @property
+    def ready(self) -> int:
+        """Replicas that take requests."""
+        return serving(self.pods)
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """How far each variant's Deployment is."""
+        return tuple(rollout_of(self.deployments[name]) for name in sorted(self.deployments))
+
+
+def modelpool_status(view: PoolView, old: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """The whole status; ``old`` is the present one, for times and for the list of decisions."""
+    generation = view.pool.metadata.generation
+    cost = _cost_per_hour(view)
+    return {
+        "conditions": merge(old.get("conditions") or (), findings(view, now_ms), now_ms, generation),
+        "observedGeneration": generation,
+        "replicas": len(view.pods),
+        "readyReplicas": view.ready,
+        "desiredReplicas": view.decision.replicas,
+        "selector": pool_selector(view.pool.name),
+        **_present("costPerHour", _money(cost)),
+        **_present(
+            "costPerThousandRequests",
+            None if view.cost_per_thousand is None else format_usd(view.cost_per_thousand, 3),
+        ),
+        "service": _service(view),
+        **_present("rate", _rate(view.card, old.get("rate") or {}, now_ms)),
+        "scaling": _scaling(view.decision, old.get("scaling") or (), now_ms),
+        "variants": [_variant(view, variant) for variant in view.pool.spec.variants],
+    }
+
+
+def findings(view: PoolView, now_ms: int) -> list[Finding]:
+    """All conditions, in the order of the API."""
+    taken, available = accepted_finding(view), available_finding(view, now_ms)
+    ready = all_true(PoolCondition.READY, (taken, available), Reason.READY, available.message)
+    return [
+        ready,
+        taken,
+        available,
+        progressing_finding(view, now_ms),
+        up_to_date_finding(view),
+        scaling_active_finding(view, now_ms),
+        scaling_limited_finding(view, now_ms),
+        price_known_finding(view),
+    ]
+
+
+def accepted_finding(view: PoolView) -> Finding:
+    """What cannot run is refused here, before a pod starts."""
+    found = errors(view.problems)
+    if found:
+        kept = " What runs keeps serving." if view.ready else ""
+        refused = accepted(PoolCondition.ACCEPTED, found, "")
+        return Finding(refused.type, refused.status, refused.reason, refused.message + kept)
+    loose = _unpinned(view.pool)
+    if loose:
+        text = f"No revision is set for {loose}: each new pod loads the source's head of its own time."
+        return Finding(PoolCondition.ACCEPTED, "True", Reason.REVISION_NOT_PINNED, text)
+    return accepted(PoolCondition.ACCEPTED, (), "The spec can be run as it is written.")
+
+
+def available_finding(view: PoolView, now_ms: int) -> Finding:
+    """Whether the pool answers, or is at zero on purpose."""
+    wanted, ready = view.decision.replicas, view.ready
+    count = f"{ready} of {wanted} {'replica is' if wanted == 1 else 'replicas are'} ready."
+    trouble = trouble_text(view.pods, now_ms)
+    text = f"{count} {trouble}" if trouble and ready < wanted else count
+    if wanted == 0 and ready == 0:
+        return Finding(PoolCondition.AVAILABLE, "True", Reason.SCALED_TO_ZERO, _zero_text(view))
+    if ready > 0:
+        return Finding(PoolCondition.AVAILABLE, "True", Reason.REPLICAS_READY, text)
+    stuck = any(pod.trouble is not None for pod in view.pods) or any(one.overdue for one in view.rollouts)
+    if stuck or errors(view.problems):
+        return Finding(PoolCondition.AVAILABLE, "False", Reason.REPLICAS_MISSING, text)
+    usual = f" A start usually takes {_duration(view.cold_start_ms)}." if view.cold_start_ms else ""
+    return Finding(PoolCondition.AVAILABLE, "False", Reason.STARTING, text + usual)
+
+
+def progressing_finding(view: PoolView, now_ms: int) -> Finding:
+    """Whether a rollout is under way, and what stops it."""
+    running = [one for one in view.rollouts if one.running]
+    overdue = next((one for one in view.rollouts if one.overdue), None)
+    if overdue is not None:
+        return _overdue(view, overdue, now_ms)
+    if running:
+        parts = [f"variant {one.variant}: {one.updated} of {one.wanted} pods run the new template" for one in running]
+        surge = view.pool.spec.rollout.max_surge
+        pace = f"{surge} more at a time" if surge else f"{view.pool.spec.rollout.max_unavailable} fewer at a time"
+        text = f"{'; '.join(parts)}, {pace}."
+        return Finding(PoolCondition.PROGRESSING, "True", Reason.ROLLING_OUT, text[0].upper() + text[1:])
+    return Finding(PoolCondition.PROGRESSING, "False", Reason.COMPLETE, "All pods run the present template.")
+
+
+def up_to_date_finding(view: PoolView) -> Finding:
+    """Whether the pods run what this release would render."""
+    stale = [plan.stale for _, plan in sorted(view.plans.items()) if plan.stale]
+    if not stale:
+        text = "The pods run what this release renders."
+        return Finding(PoolCondition.UP_TO_DATE, "True", Reason.UP_TO_DATE, text)
+    remedy = "They go on as they are; to restart them, change an annotation in spec.podTemplate.metadata.annotations."
+    return Finding(PoolCondition.UP_TO_DATE, "False", Reason.RESTART_PENDING, f"{' '.join(stale)} {remedy}")
+
+
+def scaling_active_finding(view: PoolView, now_ms: int) -> Finding:
+    """Whether the autoscaler has the signals that it decides from."""
+    if view.pool.spec.replicas is not None:
+        text = f"spec.replicas is {view.pool.spec.replicas}; whoever writes it decides."
+        return Finding(PoolCondition.SCALING_ACTIVE, "False", Reason.REPLICAS_SET, text)
+    if view.load.complete:
+        text = "Every router that could know of a request has reported."
+        return Finding(PoolCondition.SCALING_ACTIVE, "True", Reason.SIGNALS_FRESH, text)
+    namespace, _, pod = view.load.missing[0].router.partition("/")
+    keeps = f"It keeps {view.decision.replicas} {_replica_word(view.decision.replicas)} and does not scale down."
+    see = f" See kubectl logs -n {namespace} {pod} -c router." if pod else ""
+    text = f"{missing_text(view.load.missing, now_ms)} {keeps}{see}"
+    return Finding(PoolCondition.SCALING_ACTIVE, "False", Reason.SIGNALS_MISSING, text)
+
+
+def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
+    """What keeps the number of replicas below what is wanted."""
+    decision = view.decision
+    if decision.bound_by in {Reason.MAX_REPLICAS, Reason.VARIANT_BOUNDS}:
+        waiting = view.load.waiting + view.load.held
+        waits = f" {waiting} {'request waits' if waiting == 1 else 'requests wait'}." if waiting else ""
+        field = "autoscaling.maxReplicas" if decision.bound_by == Reason.MAX_REPLICAS else "variants[].maxReplicas"
+        text = f"Wants {decision.wanted} replicas, {field} allows {decision.replicas}.{waits} Raise it to serve them."
+        return Finding(PoolCondition.SCALING_LIMITED, "True", decision.bound_by, text)
+    unplaced = [pod for pod in view.pods if pod.trouble is not None and pod.trouble.kind == "Pending"]
+    if unplaced:
+        text = f"Wants {decision.replicas} replicas, has {view.ready}: {trouble_text(unplaced, now_ms)}"
+        return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, text)
+    text = f"{decision.replicas} {_replica_word(decision.replicas)} wanted, nothing limits it."
+    return Finding(PoolCondition.SCALING_LIMITED, "False", Reason.NOT_LIMITED, text)
+
+
+def price_known_finding(view: PoolView) -> Finding:
+    """Whether every variant has a price, and so the pool a rate card."""
+    missing = [price.problem for _, price in sorted(view.prices.items()) if price.replica is None]
+    if missing:
+        text = f"{' '.join(missing)} USD budgets refuse it. Add it to prices.accelerators in the chart's values."
+        return Finding(PoolCondition.PRICE_KNOWN, "False", Reason.NO_PRICE, text)
+    if view.card is None:
+        text = (
+            "The chart's rateCard.seeds have no entry for this hardware and no default, so its tokens have no price. "
+            "USD budgets refuse it. Add rateCard.seeds.default."
+        )
+        return Finding(PoolCondition.PRICE_KNOWN, "False", Reason.NO_PRICE, text)
+    parts = [
+        f"{price.name} {price_text(price.replica or 0)} USD for a replica-hour ({price.source})"
+        for _, price in sorted(view.prices.items())
+    ]
+    return Finding(PoolCondition.PRICE_KNOWN, "True", Reason.PRICED, f"{'; '.join(parts)}.")
+
+
+def _overdue(view: PoolView, overdue: Rollout, now_ms: int) -> Finding:
+    pods = [pod for pod in view.pods if pod.variant == overdue.variant]
+    trouble = trouble_text(pods, now_ms) or "No pod says why."
+    limit = view.pool.spec.rollout.startup_timeout
+    text = f"Variant {overdue.variant}: no progress within startupTimeout ({limit}). {trouble}"
+    unplaced = any(pod.trouble is not None and pod.trouble.kind == "Pending" for pod in pods)
+    if overdue.running and unplaced:
+        remedy = "Set rollout.maxSurge to 0 and maxUnavailable to 1, or add a node."
+        return Finding(PoolCondition.PROGRESSING, "False", Reason.NO_CAPACITY_FOR_SURGE, f"{text} {remedy}")
+    return Finding(PoolCondition.PROGRESSING, "False", Reason.STARTUP_TIMED_OUT, text)
+
+
+def _unpinned(pool: ModelPool) -> str:
+    sources = [pool.spec.model_of(variant) for variant in pool.spec.variants]
+    loose = {source.uri for source in sources if source.revision is None and source.uri.startswith("hf://")}
+    return ", ".join(sorted(loose))
+
+
+def _zero_text(view: PoolView) -> str:
+    if view.pool.spec.replicas is not None:
+        return "At zero: spec.replicas is 0. Requests are refused until it is raised."
+    usual = f", usually ready after {_duration(view.cold_start_ms)}" if view.cold_start_ms else ""
+    return f"At zero. The next request starts a replica{usual}, and is held until then."
+
+
+def _cost_per_hour(view: PoolView) -> int | None:
+    """What the pods that exist cost; ``None`` when one of them has no price."""
+    total = 0
+    for pod in view.pods:
+        price = view.prices.get(pod.variant)
+        if price is None or price.replica is None:
+            return None
+        total += price.replica
+    return total
+
+
+def _service(view: PoolView) -> dict[str, Any]:
+    waiting = view.load.waiting + view.load.held
+    return {
+        "window": WINDOW,
+        **({"queueDepth": waiting} if view.load.complete else {}),
+        **_present("timeToFirstToken", format_latency(view.ttft_ms) if view.ttft_ms else None),
+        **_present("timePerOutputToken", format_latency(view.tpot_ms) if view.tpot_ms else None),
+    }
+
+
+def _rate(card: PoolCard | None, old: Mapping[str, Any], now_ms: int) -> dict[str, Any] | None:
+    if card is None:
+        return None
+    rates = card.rates
+    known = old.get("effectiveTime") if old.get("version") == card.version else None
+    return {
+        "version": card.version,
+        "source": card.source,
+        "promptPerMillionTokens": format_usd(rates.prompt_pico * NANO_PER_PICO_MILLION),
+        "cachedPromptPerMillionTokens": format_usd(rates.cached_pico * NANO_PER_PICO_MILLION),
+        "outputPerMillionTokens": format_usd(rates.output_pico * NANO_PER_PICO_MILLION),
+        "effectiveTime": known or time_text(card.at_ms or now_ms),
+    }
+
+
+def _scaling(decision: Decision, old: Sequence[Mapping[str, Any]], now_ms: int) -> list[dict[str, Any]]:
+    """The last decisions, newest first; one that is tried again after an error is the same decision."""
+    kept = [dict(item) for item in old]
+    if not decision.changed:
+        return kept
+    entry = {
+        "time": time_text(now_ms),
+        "fromReplicas": decision.current,
+        "toReplicas": decision.replicas,
+        "reason": str(decision.reason),
+        "message": decision.message,
+        **_present("costPerHourBefore", _money(decision.cost_per_hour_before)),
+        **_present("costPerHourAfter", _money(decision.cost_per_hour_after)),
+    }
+    same = ("fromReplicas", "toReplicas", "reason")
+    if kept and all(kept[0].get(key) == entry[key] for key in same):
+        return kept
+    return [entry, *kept][:SCALING_SHOWN]
+
+
+def _variant(view: PoolView, variant: Variant) -> dict[str, Any]:
+    pods = [pod for pod in view.pods if pod.variant == variant.name]
+    price, plan = view.prices.get(variant.name), view.plans.get(variant.name)
+    hardware = hardware_of(view.pool.spec, variant)
+    known = price is not None and price.accelerator is not None
+    return {
+        "name": variant.name,
+        "replicas": len(pods),
+        "readyReplicas": serving(pods),
+        "desiredReplicas": dict(view.decision.counts).get(variant.name, 0),
+        "acceleratorsPerReplica": -(-hardware.milli_units // MILLI),
+        **_present("pricePerAcceleratorHour", _money(price.accelerator) if price is not None and known else None),
+        **_present("priceSource", price.source if price is not None and known else None),
+        **_present("image", (plan.engine_image or None) if plan else None),
+        **_present("revision", view.pool.spec.model_of(variant).revision),
+    }
+
+
+def _present(name: str, value: Any) -> dict[str, Any]:
+    return {} if value is None else {name: value}
+
+
+def _money(nano: int | None) -> str | None:
+    return None if nano is None else price_text(nano)
+
+
+def _duration(ms: int) -> str:
+    return format_duration(-(-ms // 1000) * 1000)
+
+
+def _replica_word(count: int) -> str:
+    return "replica" if count == 1 else "replicas"

@@ -1,0 +1,218 @@
+"""How many replicas a pool should have, and what it says about it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_operator.decide.replicas import (
+    DEFAULT_COLD_START_MS,
+    MAX_PEAKS,
+    Inputs,
+    Memory,
+    Peak,
+    bounds_of,
+    cold_start_ms,
+    cost_text,
+    decide,
+    remember,
+    slots_of,
+    window_ms,
+)
+from tests.builders.decisions import GONE, NOW, bounds, inputs, load, memory, option
+from tests.builders.resources import make_pool
+
+
+def test_demand_above_what_a_replica_holds_adds_one_at_once() -> None:
+    decision = decide(inputs(load=load(running=4, waiting=2, held=6)))
+    assert (decision.replicas, decision.reason) == (2, "QueueDepth")
+    assert decision.message == "4 running + 8 waiting need 2 replicas: one takes 4 running + 2 waiting. No limit bound."
+    assert decision.because == "12 requests are above the 6 that 1 replica may hold"
+    assert (decision.cost_per_hour_before, decision.cost_per_hour_after) == (2_950_000_000, 5_900_000_000)
+
+
+def test_a_held_request_wakes_a_pool_at_zero() -> None:
+    decision = decide(inputs(bounds=bounds(minimum=0), options=(option(current=0),), load=load(held=1)))
+    assert (decision.replicas, decision.reason) == (1, "HeldRequests")
+    assert decision.because == "1 request waits and no replica runs"
+
+
+def test_a_replica_stays_until_a_whole_window_would_have_fitted_without_it() -> None:
+    three = (option(current=3),)
+    assert decide(inputs(options=three, memory=memory(9))).replicas == 3
+    down = decide(inputs(options=three, memory=memory(3)))
+    assert (down.replicas, down.reason) == (1, "LowDemand")
+    assert down.message == (
+        "At most 3 requests at once in 1m32s, the time that a start takes, fit 1 replica: one runs 4. No limit bound."
+    )
+
+
+def test_a_memory_shorter_than_the_window_removes_nothing() -> None:
+    assert decide(inputs(options=(option(current=3),), memory=memory(0, minutes=1))).replicas == 3
+
+
+def test_a_silent_router_keeps_the_number_and_says_who_is_silent() -> None:
+    decision = decide(inputs(options=(option(current=4),), load=load(missing=(GONE,))))
+    assert (decision.replicas, decision.signals_missing) == (4, True)
+    assert decision.message.startswith(
+        "No signals from router ai-platform/chat-8b-h100-2mwq8 since 10:59:13Z (47s; 15s allowed). It keeps 4 replicas."
+    )
+
+
+def test_what_the_other_routers_report_still_adds_replicas() -> None:
+    assert decide(inputs(load=load(running=13, missing=(GONE,)))).replicas == 3
+
+
+@pytest.mark.parametrize(("idle_minutes", "replicas"), [(29, 1), (30, 0)])
+def test_a_pool_goes_to_zero_after_its_idle_time(idle_minutes: int, replicas: int) -> None:
+    last = NOW - idle_minutes * 60_000
+    quiet = inputs(bounds=bounds(minimum=0, zero_after_ms=1_800_000), memory=memory(0, last_request_ms=last))
+    decision = decide(quiet)
+    assert decision.replicas == replicas
+    if replicas == 0:
+        assert (decision.reason, decision.because) == ("Idle", "no request for 30m")
+
+
+def test_idle_time_without_any_request_counts_from_when_watching_began() -> None:
+    zero = bounds(minimum=0, zero_after_ms=1_800_000)
+    assert decide(inputs(bounds=zero, memory=memory(0, minutes=29))).replicas == 1
+    assert decide(inputs(bounds=zero, memory=memory(0, minutes=31))).replicas == 0
+
+
+def test_max_replicas_is_named_when_it_binds() -> None:
+    decision = decide(inputs(bounds=bounds(maximum=2), load=load(running=4, held=30)))
+    assert (decision.replicas, decision.wanted, decision.bound_by) == (2, 6, "MaxReplicas")
+    assert "autoscaling.maxReplicas is 2." in decision.message
+
+
+def test_a_raised_minimum_is_the_reason_for_the_change() -> None:
+    decision = decide(inputs(bounds=bounds(minimum=3)))
+    assert (decision.replicas, decision.reason, decision.bound_by) == (3, "MinReplicas", "MinReplicas")
+
+
+def test_a_lowered_maximum_is_the_reason_for_the_change() -> None:
+    decision = decide(inputs(bounds=bounds(maximum=2), options=(option(current=5),), load=load(running=20)))
+    assert (decision.replicas, decision.reason) == (2, "MaxReplicas")
+
+
+def test_variants_without_room_are_named() -> None:
+    decision = decide(inputs(options=(option(maximum=2),), load=load(running=4, held=30)))
+    assert (decision.replicas, decision.bound_by) == (2, "VariantBounds")
+    assert "The variants' maxReplicas allow 2 together." in decision.message
+
+
+def test_a_fixed_number_is_taken_as_it_is() -> None:
+    spec = make_pool("chat").replicas(3).parsed().spec
+    decision = decide(inputs(bounds=bounds_of(spec), load=load(missing=(GONE,))))
+    assert (decision.replicas, decision.reason, decision.signals_missing) == (3, "ReplicasSet", False)
+    assert decision.because == "spec.replicas is 3"
+
+
+def test_the_cheapest_addition_is_named_when_there_is_a_choice() -> None:
+    options = (option("h100", 3), option("l40s", 0, price=1_550_000_000))
+    decision = decide(inputs(options=options, load=load(running=12, held=7)))
+    assert dict(decision.counts) == {"h100": 3, "l40s": 1}
+    assert decision.message.endswith("+1 l40s is the cheapest set.")
+    assert (decision.cost_per_hour_before, decision.cost_per_hour_after) == (8_850_000_000, 10_400_000_000)
+
+
+def test_minimums_of_variants_raise_the_pools() -> None:
+    spec = make_pool("chat").variant("a", minReplicas=2).variant("b", minReplicas=1).autoscaling(8).parsed().spec
+    assert bounds_of(spec).minimum == 3
+
+
+def test_slots_are_those_of_the_smallest_variant() -> None:
+    spec = (
+        make_pool("chat").engine(maxSequences=64).variant("a").variant("b", engine={"maxSequences": 16}).parsed().spec
+    )
+    assert slots_of(spec) == 16
+
+
+def test_cheap_hardware_is_priced_with_more_places() -> None:
+    decision = decide(inputs(options=(option("cpu", 1, price=20_000_000),), load=load(running=4, held=8)))
+    assert cost_text(decision) == "0.0200 to 0.0400 USD/h"
+    assert cost_text(decide(inputs(options=(option(price=None),)))) == "cost unknown"
+
+
+def test_a_cold_start_is_the_ninetieth_percentile_of_the_newest() -> None:
+    assert cold_start_ms(()) == DEFAULT_COLD_START_MS
+    assert cold_start_ms(range(1000, 11_000, 1000)) == 9000
+    assert window_ms(1000) == 30_000
+
+
+def test_memory_keeps_only_the_maxima_that_can_still_matter() -> None:
+    seen = Memory(NOW)
+    for second, demand in enumerate((9, 3, 5, 2)):
+        seen = remember(seen, load(running=demand), NOW + second * 1000, 30_000)
+    assert [peak.demand for peak in seen.peaks] == [9, 5, 2]
+    assert remember(seen, load(), NOW + 31_000, 30_000).highest == 5
+
+
+def test_a_round_with_a_silent_router_starts_the_window_anew() -> None:
+    seen = remember(memory(5, last_request_ms=NOW - 5), load(missing=(GONE,)), NOW, 30_000)
+    assert seen == Memory(NOW, (), NOW - 5)
+
+
+def test_memory_is_bounded_and_forgets_no_maximum() -> None:
+    peaks = tuple(Peak(NOW - 10_000 + place, 10_000 - place) for place in range(MAX_PEAKS))
+    seen = remember(Memory(0, peaks), load(running=1), NOW, 60_000)
+    assert len(seen.peaks) == MAX_PEAKS
+    assert seen.highest == 10_000
+
+
+demands = st.integers(0, 500)
+situations = st.builds(
+    lambda current, running, held, seen, minutes, low, high, missing: inputs(
+        bounds=bounds(minimum=low, maximum=low + high + 1, zero_after_ms=60_000 if low == 0 else None),
+        options=(option("a", current), option("b", current // 2, price=None)),
+        load=load(running, held, missing=(GONE,) if missing else ()),
+        memory=memory(*seen, minutes=minutes),
+    ),
+    current=st.integers(0, 20),
+    running=demands,
+    held=demands,
+    seen=st.lists(demands, max_size=4),
+    minutes=st.integers(0, 60),
+    low=st.integers(0, 5),
+    high=st.integers(0, 30),
+    missing=st.booleans(),
+)
+
+
+def carried_out(given_inputs: Inputs) -> Inputs:
+    decision = decide(given_inputs)
+    counts = dict(decision.counts)
+    options = tuple(replace(one, current=counts[one.name]) for one in given_inputs.options)
+    return replace(given_inputs, options=options)
+
+
+@given(situations)
+def test_the_number_is_always_within_the_bounds(situation: Inputs) -> None:
+    decision = decide(situation)
+    assert situation.bounds.minimum <= decision.replicas <= situation.bounds.maximum
+    assert sum(count for _, count in decision.counts) == decision.replicas
+
+
+@given(situations)
+def test_deciding_again_changes_nothing(situation: Inputs) -> None:
+    assert not decide(carried_out(situation)).changed
+
+
+@given(situations)
+def test_unknown_never_lowers(situation: Inputs) -> None:
+    blind = replace(situation, load=replace(situation.load, missing=(GONE,)))
+    assert decide(blind).replicas >= min(situation.current, situation.bounds.maximum)
+
+
+@given(situations, st.integers(1, 100))
+def test_more_demand_never_gives_fewer_replicas(situation: Inputs, more: int) -> None:
+    fuller = replace(situation.load, held=situation.load.held + more, peak=situation.load.peak + more)
+    assert decide(replace(situation, load=fuller)).replicas >= decide(situation).replicas
+
+
+@given(situations)
+def test_no_replica_goes_that_the_demand_of_now_needs(situation: Inputs) -> None:
+    decision = decide(situation)
+    if decision.replicas < situation.current and not decision.bound_by:
+        assert situation.load.demand <= decision.replicas * situation.slots

@@ -1,0 +1,126 @@
+"""The routers' configuration, its endpoints, and budgets for the ledger."""
+
+from random import Random
+
+from fairlead_operator.decide.models import Callers, resolve_models
+from fairlead_operator.decide.rates import PoolCard, Rates
+from fairlead_operator.render.ledger_budgets import covered_namespaces, ledger_budget, put_budgets
+from fairlead_operator.render.router_config import (
+    BudgetInput,
+    Compiled,
+    PolicyInput,
+    PoolInput,
+    ReleaseInput,
+    compile_config,
+    compile_endpoints,
+)
+from fairlead_router.contract import Card, Issuer, PolicyConfig, WeightedPool
+from fairlead_router.policy import build_index
+from tests.builders.decisions import NOW, USD, pod
+from tests.builders.resources import PolicyBuilder, make_budget, make_policy, make_pool
+
+RELEASE = ReleaseInput((Issuer(issuer="https://k8s", jwks="{}"),), ("ai-platform",))
+NAMESPACES = {"ai-platform": {}, "support": {"tenant": "yes"}, "search": {"tenant": "yes"}}
+
+
+def pool(name: str, context: int | None = None, **known: int) -> PoolInput:
+    built = make_pool(name)
+    return PoolInput((built.engine(maxContextTokens=context) if context else built).parsed(), **known)  # type: ignore[arg-type]
+
+
+def compiled(pools: list[PoolInput], policy: PolicyBuilder) -> Compiled:
+    parsed = policy.parsed()
+    callers = resolve_models([parsed], NAMESPACES, ("ai-platform",))[parsed.key]
+    result = compile_config(pools, [PolicyInput(parsed, callers)], [], RELEASE)
+    build_index(result.config)
+    return result
+
+
+def policy_of(pools: list[PoolInput], policy: PolicyBuilder) -> PolicyConfig:
+    (one,) = compiled(pools, policy).config.policies
+    return one
+
+
+def test_routes_go_from_small_to_large_and_never_above_what_a_pool_holds() -> None:
+    policy = make_policy("chat").route("long", "big").route("short", ("small", 3), maxContextTokens=9000)
+    one = policy_of([pool("small", 8192), pool("big", 131072)], policy)
+    assert [(route.name, route.max_context_tokens) for route in one.routes] == [("short", 8192), ("long", 131072)]
+    assert one.routes[0].pools == (WeightedPool(pool="ai-platform/small", weight=3),)
+
+
+def test_a_route_without_a_bound_takes_the_smallest_context_of_its_pools() -> None:
+    one = policy_of([pool("a", 8192), pool("b", reported_context=4096)], make_policy("chat").route("all", "a", "b"))
+    assert one.routes[0].max_context_tokens == 4096
+
+
+def test_a_context_that_is_not_known_takes_nothing() -> None:
+    one = policy_of([pool("a", 8192), pool("b")], make_policy("chat").route("all", "a", "b"))
+    assert one.routes[0].max_context_tokens == 0
+
+
+def test_what_does_not_exist_is_left_out() -> None:
+    both = make_policy("chat").route("all", "a", "gone").route("none", "gone", maxContextTokens=512)
+    assert [route.name for route in policy_of([pool("a", 8192)], both).routes] == ["all"]
+    assert compiled([], make_policy("chat")).config.policies == ()
+
+
+def test_the_version_does_not_depend_on_the_order_of_the_inputs() -> None:
+    pools = [pool(f"p{number}", 8192) for number in range(5)]
+    policies = [PolicyInput(make_policy(f"p{number}").parsed(), Callers(None)) for number in range(5)]
+    budgets = [BudgetInput(make_budget(f"b{number}").parsed(), ("team-a",)) for number in range(5)]
+    versions = set()
+    for seed in range(5):
+        for values in (pools, policies, budgets):
+            Random(seed).shuffle(values)  # noqa: S311 not a secret
+        versions.add(compile_config(pools, policies, budgets, RELEASE).version)
+    assert len(versions) == 1
+
+
+def test_a_pool_carries_its_card_slots_and_start() -> None:
+    card = PoolCard(7, Rates(1, 2, 3), "Seed", NOW)
+    built = make_pool("chat").engine(maxSequences=32).parsed()
+    (one,) = compile_config([PoolInput(built, card, 4096, 91_500)], [], [], RELEASE).config.pools
+    assert one.card == Card(version=7, prompt_pico=1, cached_pico=2, output_pico=3)
+    assert (one.slots, one.cold_start_s, one.max_context_tokens) == (32, 92, 4096)
+
+
+def test_output_tokens_and_waits_reach_the_routers() -> None:
+    policy = make_policy("chat").output_tokens(default=16, max=64).route("all", "chat", maxWait="5s")
+    one = policy_of([pool("chat", 8192)], policy)
+    assert (one.default_output_tokens, one.max_output_tokens, one.routes[0].max_wait_ms) == (16, 64, 5000)
+
+
+def test_only_a_usd_budget_needs_prices() -> None:
+    dollars, count = make_budget("usd").parsed(), make_budget("requests").limit(5, unit="Requests").parsed()
+    inputs = [BudgetInput(one, ("team-a",), price_known=False) for one in (dollars, count)]
+    budgets = compile_config([], [], inputs, RELEASE).config.budgets
+    assert [(one.name, one.price_known) for one in budgets] == [("requests", True), ("usd", False)]
+
+
+def test_only_pods_that_take_requests_are_endpoints() -> None:
+    pods = [pod("b"), pod("a"), pod("c", ready=False), pod("d", deleting=True)]
+    found = compile_endpoints(["ai-platform/chat-8b", "ai-platform/other"], pods)
+    served, empty = found.endpoints.pools
+    assert [one.pod for one in served.endpoints] == ["ai-platform/a", "ai-platform/b"]
+    assert empty.endpoints == ()
+    assert found.version == compile_endpoints(["ai-platform/other", "ai-platform/chat-8b"], pods[::-1]).version
+
+
+def test_a_platform_budget_covers_the_namespaces_that_it_selects() -> None:
+    platform = make_budget("fleet", "ai-platform").for_labels(tenant="yes").parsed()
+    assert covered_namespaces(platform, NAMESPACES, ("ai-platform",)) == ("search", "support")
+    team = make_budget("fleet", "support").for_all_namespaces().parsed()
+    assert covered_namespaces(team, NAMESPACES, ("ai-platform",)) == ("support",)
+
+
+def test_a_budget_for_the_ledger_is_in_its_unit() -> None:
+    budget = make_budget("monthly").limit("12.50").alert(80).alert(70).parsed()
+    sent = ledger_budget(budget)
+    assert sent.limit == 12_500_000_000 == 12.5 * USD
+    assert [action.at_percent for action in sent.actions] == [70, 80]
+    assert ledger_budget(make_budget("loop").limit(200, unit="Requests").parsed()).limit == 200
+
+
+def test_all_budgets_go_in_one_order() -> None:
+    budgets = [make_budget(name).parsed() for name in "ba"]
+    assert [one.name for one in put_budgets((1, 2), budgets).budgets] == ["a", "b"]

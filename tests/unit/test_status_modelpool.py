@@ -1,0 +1,260 @@
+"""ModelPool's conditions, figures and Events, in the words that people read."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fairlead_operator.api.v1alpha1 import ModelPoolStatus
+from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.pricing import VariantPrice
+from fairlead_operator.decide.problems import Problem
+from fairlead_operator.decide.rates import PoolCard, Rates
+from fairlead_operator.decide.replicas import Inputs, decide
+from fairlead_operator.render.deployment import TemplatePlan
+from fairlead_operator.status.events import events_of_modelpool, events_of_pods, replica_ready, scaled, warnings_of
+from fairlead_operator.status.modelpool import PoolView, modelpool_status
+from tests.builders.decisions import GONE, NOW, bounds, inputs, load, option, pod
+from tests.builders.resources import PoolBuilder, make_pool
+from tests.golden_files import assert_golden
+
+PRICE = VariantPrice("h100", 2_950_000_000, 2_950_000_000, "contract-4711")
+CARD = PoolCard(7, Rates(32_000, 3_200, 96_000), "Seed", NOW - 60_000)
+
+
+def chat() -> PoolBuilder:
+    return make_pool("chat-8b").variant("h100").autoscaling(8)
+
+
+def view(given: Inputs | None = None, pods: tuple[PodFact, ...] | None = None, **fields: Any) -> PoolView:
+    situation = given or inputs()
+    usual: dict[str, Any] = {
+        "pool": chat().parsed(),
+        "decision": decide(situation),
+        "load": situation.load,
+        "pods": (pod(),) if pods is None else pods,
+        "prices": {"h100": PRICE},
+        "card": CARD,
+        "cold_start_ms": 91_000,
+    }
+    return PoolView(**(usual | fields))
+
+
+def condition(made: PoolView, kind: str, old: dict[str, Any] | None = None) -> tuple[str, str, str]:
+    status = modelpool_status(made, old or {}, NOW)
+    found = next(item for item in status["conditions"] if item["type"] == kind)
+    return found["status"], found["reason"], found["message"]
+
+
+def deployment(existing: int, updated: int, *, overdue: bool = False) -> dict[str, Any]:
+    reasons = [{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}] if overdue else []
+    return {
+        "metadata": {"labels": {"fairlead.dev/variant": "h100"}},
+        "spec": {"replicas": 3},
+        "status": {"replicas": existing, "updatedReplicas": updated, "conditions": reasons},
+    }
+
+
+def test_a_serving_pools_status_is_as_recorded_and_fits_the_schema() -> None:
+    grown = inputs(load=load(running=4, held=8))
+    status = modelpool_status(view(grown, cost_per_thousand=98_000_000, ttft_ms=1310, tpot_ms=38), {}, NOW)
+    ModelPoolStatus.model_validate(status)
+    assert_golden("status/modelpool.json", json.dumps(status, indent=2) + "\n")
+
+
+def test_conditions_keep_their_time_until_their_status_flips() -> None:
+    first = modelpool_status(view(), {}, NOW)
+    later = modelpool_status(view(pods=()), first, NOW + 60_000)
+    times = {item["type"]: item["lastTransitionTime"] for item in later["conditions"]}
+    assert times["Available"] == "2026-11-20T11:01:00Z"
+    assert times["Accepted"] == "2026-11-20T11:00:00Z"
+
+
+def test_at_zero_the_pool_is_available() -> None:
+    zero = inputs(bounds=bounds(minimum=0), options=(option(current=0),))
+    assert condition(view(zero, pods=()), "Available") == (
+        "True",
+        "ScaledToZero",
+        "At zero. The next request starts a replica, usually ready after 1m31s, and is held until then.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "message"),
+    [
+        ({}, "Starting", "0 of 1 replica is ready. 1 is starting, the oldest for 1h. A start usually takes 1m31s."),
+        (
+            {"waiting": {"reason": "CrashLoopBackOff"}, "ended": {"exitCode": 1, "message": "no such model"}},
+            "ReplicasMissing",
+            "0 of 1 replica is ready. Pod x container engine ended 3 times (exit code 1: no such model).",
+        ),
+        (
+            {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}},
+            "ReplicasMissing",
+            "0 of 1 replica is ready. Pod x cannot get its image vllm:1: manifest unknown.",
+        ),
+        (
+            {"unscheduled": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."},
+            "ReplicasMissing",
+            "0 of 1 replica is ready. Pod x has no node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        ),
+    ],
+)
+def test_a_pool_without_a_ready_replica_says_why(fields: dict[str, Any], reason: str, message: str) -> None:
+    made = view(pods=(pod("x", ready=False, **fields),))
+    assert condition(made, "Available") == ("False", reason, message)
+    assert condition(made, "Ready")[:2] == ("False", reason)
+
+
+def test_a_refused_spec_says_what_still_runs() -> None:
+    problem = Problem("InvalidArgument", "spec.engine.extraArgs[0] `--uds=x` is set by Fairlead.")
+    made = view(problems=(problem,))
+    assert condition(made, "Accepted") == (
+        "False",
+        "InvalidArgument",
+        "spec.engine.extraArgs[0] `--uds=x` is set by Fairlead. What runs keeps serving.",
+    )
+    assert condition(made, "Ready")[1] == "InvalidArgument"
+
+
+def test_a_warning_stops_nothing_and_is_told_as_an_event() -> None:
+    warning = Problem("UnknownQuantization", "fp5 is unknown", warning=True)
+    assert condition(view(problems=(warning,)), "Accepted")[0] == "True"
+    assert warnings_of([warning])[0].type == "Warning"
+
+
+def test_a_revision_that_is_not_pinned_is_told() -> None:
+    loose = chat().spec(model={"uri": "hf://acme/chat-8b"}).parsed()
+    assert condition(view(pool=loose), "Accepted")[:2] == ("True", "RevisionNotPinned")
+
+
+def test_signals_that_are_missing_are_named() -> None:
+    made = view(inputs(options=(option(current=4),), load=load(missing=(GONE,))))
+    assert condition(made, "ScalingActive") == (
+        "False",
+        "SignalsMissing",
+        (
+            "No signals from router ai-platform/chat-8b-h100-2mwq8 since 10:59:13Z (47s; 15s allowed). It keeps "
+            "4 replicas and does not scale down. See kubectl logs -n ai-platform chat-8b-h100-2mwq8 -c router."
+        ),
+    )
+    assert "queueDepth" not in modelpool_status(made, {}, NOW)["service"]
+
+
+def test_the_bound_that_binds_is_named() -> None:
+    made = view(inputs(bounds=bounds(maximum=2), load=load(running=4, held=30)))
+    assert condition(made, "ScalingLimited") == (
+        "True",
+        "MaxReplicas",
+        "Wants 6 replicas, autoscaling.maxReplicas allows 2. 30 requests wait. Raise it to serve them.",
+    )
+
+
+def test_pods_without_a_node_limit_the_scaling() -> None:
+    made = view(pods=(pod(), pod("x", ready=False, unscheduled="no gpu")))
+    assert condition(made, "ScalingLimited")[:2] == ("True", "NoCapacity")
+
+
+def test_a_price_that_is_missing_is_said_with_its_consequence() -> None:
+    bare = VariantPrice("h100", None, None, "", "Variant h100 has no price: no entry matches.")
+    made = view(prices={"h100": bare}, card=None)
+    assert condition(made, "PriceKnown") == (
+        "False",
+        "NoPrice",
+        (
+            "Variant h100 has no price: no entry matches. USD budgets refuse it. "
+            "Add it to prices.accelerators in the chart's values."
+        ),
+    )
+    status = modelpool_status(made, {}, NOW)
+    assert "costPerHour" not in status
+    assert "rate" not in status
+    assert condition(view(card=None), "PriceKnown")[1] == "NoPrice"
+
+
+def test_a_rollout_is_told_from_start_to_end() -> None:
+    rolling = view(deployments={"h100": deployment(4, 1)})
+    assert condition(rolling, "Progressing") == (
+        "True",
+        "RollingOut",
+        "Variant h100: 1 of 3 pods run the new template, 1 more at a time.",
+    )
+    before, during = modelpool_status(view(), {}, NOW), modelpool_status(rolling, {}, NOW)
+    assert [event.reason for event in events_of_modelpool(before, during)] == ["RolloutStarted"]
+    assert [event.reason for event in events_of_modelpool(during, before)] == ["RolloutFinished"]
+
+
+def test_a_rollout_that_finds_no_node_says_how_to_go_on() -> None:
+    pods = (pod(), pod("x", ready=False, unscheduled="0/3 nodes are available."))
+    stuck = view(pods=pods, deployments={"h100": deployment(4, 1, overdue=True)})
+    assert condition(stuck, "Progressing") == (
+        "False",
+        "NoCapacityForSurge",
+        (
+            "Variant h100: no progress within startupTimeout (20m). Pod x has no node: 0/3 nodes are available. "
+            "Set rollout.maxSurge to 0 and maxUnavailable to 1, or add a node."
+        ),
+    )
+
+
+def test_a_first_start_that_takes_too_long_is_told() -> None:
+    stuck = view(pods=(pod("x", ready=False),), deployments={"h100": deployment(1, 1, overdue=True)})
+    assert condition(stuck, "Progressing")[1] == "StartupTimedOut"
+    assert condition(stuck, "Available")[1] == "ReplicasMissing"
+
+
+def test_a_pool_of_an_earlier_release_waits_for_its_restart() -> None:
+    plan = TemplatePlan({}, {}, changed=False, stale="Variant h100 keeps router image a (now b).")
+    assert condition(view(plans={"h100": plan}), "UpToDate")[:2] == ("False", "RestartPending")
+
+
+def test_a_fixed_number_is_nobodys_autoscaling() -> None:
+    fixed = make_pool("chat-8b").variant("h100").replicas(0).parsed()
+    made = view(inputs(bounds=bounds(0, 0), options=(option(current=0),)), pods=(), pool=fixed)
+    assert condition(made, "ScalingActive")[1] == "ReplicasSet"
+    assert condition(made, "Available")[2] == "At zero: spec.replicas is 0. Requests are refused until it is raised."
+
+
+def test_decisions_are_kept_newest_first_and_told_once() -> None:
+    up = inputs(load=load(running=4, held=8))
+    status: dict[str, Any] = {}
+    for _ in range(2):
+        status = modelpool_status(view(up), status, NOW)
+    assert [entry["toReplicas"] for entry in status["scaling"]] == [2]
+    for count in range(2, 9):
+        grown = inputs(options=(option(current=count),), load=load(running=6 * count + 1))
+        status = modelpool_status(view(grown), status, NOW)
+    assert [entry["toReplicas"] for entry in status["scaling"]] == [9, 8, 7, 6, 5]
+
+
+def test_the_rates_time_stays_while_the_version_does() -> None:
+    first = modelpool_status(view(), {}, NOW)
+    read_back = PoolCard(7, CARD.rates, "Seed", 0)
+    again = modelpool_status(view(card=read_back), first, NOW + 60_000)
+    assert again["rate"] == first["rate"]
+
+
+def test_a_scaling_event_has_the_money() -> None:
+    options = (option("h100", 3), option("l40s", 0, price=1_550_000_000))
+    event = scaled(decide(inputs(options=options, load=load(running=12, held=7))), options)
+    assert event is not None
+    assert (event.reason, event.message) == (
+        "ScaledUp",
+        "3 to 4 replicas (+1 l40s), 8.85 to 10.40 USD/h: 19 requests are above the 18 that 3 replicas may hold",
+    )
+    assert scaled(decide(inputs()), (option(),)) is None
+
+
+def test_events_tell_turns_not_states() -> None:
+    bare = VariantPrice("h100", None, None, "", "Variant h100 has no price.")
+    fine = modelpool_status(view(), {}, NOW)
+    refused = Problem("InvalidArgument", "no")
+    broken = modelpool_status(view(prices={"h100": bare}, problems=(refused,)), fine, NOW)
+    assert [event.reason for event in events_of_modelpool(fine, broken)] == ["InvalidArgument", "PriceUnknown"]
+    assert events_of_modelpool(broken, broken) == ()
+
+
+def test_a_pods_trouble_and_readiness_are_events() -> None:
+    (event,) = events_of_pods([pod(), pod("x", ready=False, unscheduled="no gpu")])
+    assert (event.reason, event.message) == ("ReplicaTroubled", "Pod x has no node: no gpu.")
+    assert replica_ready(pod("x"), 91_400).message == "x is ready after 1m31s"
