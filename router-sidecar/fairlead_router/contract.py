@@ -113,6 +113,8 @@ class BudgetConfig(Wire, frozen=True, kw_only=True):
     price_known: bool = True
     window_ms: int = 86_400_000
     """Usual length of the period, for sizing leases."""
+    time_zone: str = ""
+    """Tells a router that the budget counts in other windows than before."""
 
 
 class Issuer(Wire, frozen=True, kw_only=True):
@@ -381,6 +383,8 @@ class LedgerBudget(Wire, frozen=True, kw_only=True):
     period: Period
     time_zone: str
     limit: int
+    namespaces: tuple[str, ...] = ()
+    """Whose callers the budget covers (empty: its own namespace's): other namespaces' routers may not lease of it."""
     enforcement: Enforcement = "Enforce"
     actions: tuple[BudgetAction, ...] = ()
     idle_namespaces: tuple[str, ...] = ()

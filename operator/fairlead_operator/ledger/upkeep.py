@@ -1,0 +1,70 @@
+"""What the ledger does every few seconds: sessions that fell silent, the audit, and what is too old to keep."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from fairlead_operator.ledger import statements as sql
+from fairlead_operator.ledger.transaction import relabel
+
+EVERY_S = 10
+RETENTION_MS = 400 * 24 * 3_600_000
+"""Usage and costs are kept a year and a month, so that a month can be compared with that of the year before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a round of upkeep found."""
+
+    violations: int
+    lost: int
+    accounts: int
+    holdings: int
+    dims: int
+    sessions: dict[str, int]
+
+
+def upkeep(connection: Connection, now: int, ttl_ms: int) -> Health:
+    """One round."""
+    lost = mark_lost(connection, now, ttl_ms)
+    archive(connection, now)
+    expire(connection, now)
+    counts = sql.read(connection, sql.COUNTS)[0]
+    return Health(
+        violations=audit(connection, now),
+        lost=lost,
+        accounts=counts.accounts,
+        holdings=counts.holdings,
+        dims=counts.dims,
+        sessions={row.state: row.sessions for row in sql.read(connection, sql.SESSIONS_BY_STATE)},
+    )
+
+
+def mark_lost(connection: Connection, now: int, ttl_ms: int) -> int:
+    """Open sessions that were silent for longer than the ttl: what they hold is unreconciled, and stays counted."""
+    silent = [row.id for row in sql.read(connection, sql.SILENT, before=now - ttl_ms)]
+    for session in silent:
+        relabel(connection, session, sign=1)
+    sql.write(connection, sql.SET_STATE, ({"session": session, "state": "Lost"} for session in silent))
+    return len(silent)
+
+
+def audit(connection: Connection, now: int) -> int:
+    """How many accounts break an invariant; anything but 0 is a defect."""
+    return int(connection.exec_driver_sql(sql.AUDIT, {"archived": now - sql.ARCHIVE_MS}).scalar_one())
+
+
+def archive(connection: Connection, now: int) -> None:
+    """Drop the holdings of windows that ended long ago; nobody will tell what became of them."""
+    ended = [row.id for row in sql.read(connection, sql.ARCHIVED, archived=now - sql.ARCHIVE_MS)]
+    if ended:
+        ids = sql.as_list(ended)
+        sql.write(connection, sql.ARCHIVE_ACCOUNTS, [{"ids": ids}])
+        sql.write(connection, sql.ARCHIVE_HOLDINGS, [{"ids": ids}])
+
+
+def expire(connection: Connection, now: int) -> None:
+    """Drop usage and costs beyond the retention, and dimensions that nothing uses any more."""
+    deleted = [connection.exec_driver_sql(text, {"before": now - RETENTION_MS}).rowcount for text in sql.EXPIRE]
+    if any(deleted):
+        connection.exec_driver_sql(sql.ORPHANS)

@@ -1,0 +1,88 @@
+"""Usage lines, added up in quarter hours by dimension."""
+
+from collections import Counter
+from collections.abc import Callable
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from fairlead_operator.ledger import statements as sql
+from fairlead_router.contract import BUCKET_MS, OTHER, UsageLine
+
+MAX_DIMS = 10_000
+"""Combinations of dimensions in one namespace; the callers and features of more are counted together."""
+OLDEST_MS = sql.ARCHIVE_MS
+NEWEST_MS = 3_600_000
+
+Dimension = tuple[str | int, ...]
+"""The values of DIM_COLUMNS."""
+_DIMENSION: Callable[[UsageLine], Dimension] = attrgetter(*sql.DIM_COLUMNS)
+_SUMS: Callable[[UsageLine], tuple[int, ...]] = attrgetter(*sql.SUMS)
+
+
+def add(connection: Connection, lines: tuple[UsageLine, ...], now: int) -> None:
+    """Add lines to the sums; the sequence number of their message takes care that each comes once."""
+    if not lines:
+        return
+    dimensions = [_DIMENSION(line) for line in lines]
+    ids = _ids(connection, dimensions)
+    placed = [(_bucket(line, now), ids[dimension], line) for line, dimension in zip(lines, dimensions, strict=True)]
+    placed.sort(key=lambda item: item[:2])
+    sql.write(connection, sql.ADD_USAGE, (_sums(bucket, dim, line) for bucket, dim, line in placed))
+    bins = (
+        {"bucket": bucket, "dim_id": dim, "bin": int(index), "n": count}
+        for bucket, dim, line in placed
+        for index, count in line.bins.items()
+    )
+    sql.write(connection, sql.ADD_BIN, bins)
+
+
+def _bucket(line: UsageLine, now: int) -> int:
+    """The line's quarter hour; one that cannot be right is counted now."""
+    believable = now - OLDEST_MS <= line.bucket <= now + NEWEST_MS
+    return (line.bucket if believable else now) // BUCKET_MS * BUCKET_MS
+
+
+def _sums(bucket: int, dim: int, line: UsageLine) -> dict[str, int]:
+    return {"bucket": bucket, "dim_id": dim, **dict(zip(sql.SUMS, _SUMS(line), strict=True))}
+
+
+def _ids(connection: Connection, dimensions: list[Dimension]) -> dict[Dimension, int]:
+    hashes = {dimension: _hash(dimension) for dimension in dimensions}
+    known = _known(connection, hashes.values())
+    missing = [dimension for dimension, digest in hashes.items() if digest not in known]
+    if missing:
+        stored = _bounded(connection, missing)
+        hashes |= {dimension: _hash(kept) for dimension, kept in stored.items()}
+        rows = {_hash(kept): kept for kept in stored.values()}
+        sql.write(connection, sql.ADD_DIM, (_dim_row(digest, kept) for digest, kept in sorted(rows.items())))
+        known |= _known(connection, rows)
+    return {dimension: known[digest] for dimension, digest in hashes.items()}
+
+
+def _known(connection: Connection, hashes: Any) -> dict[str, int]:
+    rows = sql.read(connection, sql.DIMS, ids=sql.as_list(set(hashes)))
+    return {row.hash: row.id for row in rows}
+
+
+def _bounded(connection: Connection, missing: list[Dimension]) -> dict[Dimension, Dimension]:
+    """What each new dimension is stored as: itself, or without caller and feature where a namespace has too many."""
+    namespaces = sql.as_list({dimension[0] for dimension in missing})
+    counts = Counter({row.namespace: row.dims for row in sql.read(connection, sql.DIM_COUNTS, ids=namespaces)})
+    stored = {}
+    for dimension in missing:
+        counts[dimension[0]] += 1
+        namespace, _caller, _feature, *rest = dimension
+        stored[dimension] = dimension if counts[namespace] <= MAX_DIMS else (namespace, OTHER, OTHER, *rest)
+    return stored
+
+
+def _dim_row(digest: str, dimension: Dimension) -> dict[str, str | int]:
+    return {"hash": digest, **dict(zip(sql.DIM_COLUMNS, dimension, strict=True))}
+
+
+def _hash(dimension: Dimension) -> str:
+    return blake2b(msgspec.json.encode(dimension), digest_size=16).hexdigest()
