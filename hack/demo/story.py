@@ -17,6 +17,10 @@ from hack.demo.progress import DemoError, wait_for
 READY_SECONDS = 240.0
 SCALE_SECONDS = 180.0
 CALL_SECONDS = 180.0
+NANO = Decimal(1_000_000_000)
+NANO_PER_HOUR = 2_950_000_000
+"""2.95 USD, the price of the demo's accelerator."""
+MS_PER_HOUR = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,6 @@ def pool_ready(kube: Kube, name: str, replicas: int) -> Callable[[], bool]:
         return condition("Ready", obj) == "True" and obj["status"].get("readyReplicas", 0) >= replicas
 
     return look
-
-
-def exists(kube: Kube, obj: dict[str, Any]) -> bool:
-    """Whether an object of this kind and name is there."""
-    meta = obj["metadata"]
-    return bool(kube.get(obj["kind"].lower(), meta["name"], "-n", meta["namespace"]))
 
 
 def wait_ready(kube: Kube) -> None:
@@ -173,18 +171,21 @@ def budget_bites(kube: Kube, image: str, room: Decimal = Decimal("0.0005")) -> t
     return refused, served
 
 
-def bill(kube: Kube, since: str = "24h") -> Bill:
-    """Charged, idle and bill as the ledger has them; they must add up to the nano-dollar."""
-    text = kube.kubectl(
-        "exec", "-n", "fairlead", "deploy/fairlead-operator", "--", "fairlead", "cost", "--by", "namespace",
-        "--since", since, "-o", "json",
-    )  # fmt: skip
-    answer = json.loads(text)
-    charged, total = Decimal(answer["charged"]), Decimal(answer["bill"])
-    idle = Decimal(answer["idle"])
-    check(charged + idle == total, f"charged {charged} + idle {idle} is not the bill {total}")
-    check(total > 0, "the pools have cost nothing yet")
-    return Bill(charged, idle, total)
+def cost(kube: Kube, *arguments: str) -> str:
+    """What ``fairlead cost`` prints, asked in the operator's pod."""
+    command = ["fairlead", "cost", "--since", "24h", *arguments]
+    return kube.kubectl("exec", "-n", "fairlead", "deploy/fairlead-operator", "--", *command)
+
+
+def bill(kube: Kube) -> Bill:
+    """Charged, idle and bill as the ledger has them; the bill is replica time × the price, to the nano-dollar."""
+    answer = json.loads(cost(kube, "--by", "namespace,pool", "-o", "json"))
+    for row in answer["costs"]:
+        exact = Decimal(row["replicaMs"]) * NANO_PER_HOUR / MS_PER_HOUR
+        check(abs(row["nanoUsd"] - exact) < 1, f"{row} is not its time at {NANO_PER_HOUR} nano-USD an hour")
+    charged, total = sum(r["nanoUsd"] for r in answer["rows"]), sum(r["nanoUsd"] for r in answer["costs"])
+    check(0 < charged < total, f"charged {charged} is not a part of the bill {total} (nano-USD)")
+    return Bill(Decimal(charged) / NANO, Decimal(total - charged) / NANO, Decimal(total) / NANO)
 
 
 def no_overspend(kube: Kube) -> dict[str, tuple[Decimal, Decimal]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hack.demo import fleet
+from hack.demo import fleet, story
 from hack.demo.kube import Kube
 
 
@@ -23,6 +23,7 @@ def show(kube: Kube, seen: Seen, took: str) -> None:
     """Print the tables."""
     print(f"ready in {took}    export KUBECONFIG={kube.kubeconfig}\n")
     print(kube.kubectl("get", "mpool,rpolicy,cbudget", "-A"))
+    print(story.cost(kube, "--by", "namespace,pool"))
     for line in lines(seen):
         print(line)
     print("\nnext       kubectl describe mpool chat-8b -n ai-platform        kubectl get cbudget -A        make down")

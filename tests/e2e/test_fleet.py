@@ -12,6 +12,14 @@ from tests.e2e.conftest import Fleet
 
 pytestmark = pytest.mark.e2e
 START_SECONDS = 180.0
+ENGINE_METRICS = """
+import http.client, socket
+engine = http.client.HTTPConnection("engine")
+engine.sock = socket.socket(socket.AF_UNIX)
+engine.sock.connect("/run/fairlead/engine.sock")
+engine.request("GET", "/metrics")
+print(engine.getresponse().read().decode())
+"""
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, str]:
@@ -74,9 +82,7 @@ def test_an_int8_checkpoint_with_ngram_speculation_serves(fairlead: Fleet) -> No
         tally = callers.call(kube, "search", fairlead.images.caller, model="int8", requests=4, max_tokens=48).result(60)
         assert tally["codes"] == {"ok": 4}, tally
         pod = story.pod_names(kube, "int8").pop()
-        script = "import http.client,socket;c=http.client.HTTPConnection('e');c.sock=socket.socket(socket.AF_UNIX);"
-        script += "c.sock.connect('/run/fairlead/engine.sock');c.request('GET','/metrics');print(c.getresponse().read().decode())"
-        metrics = kube.kubectl("exec", "-n", fleet.PLATFORM, pod, "-c", "engine", "--", "python3", "-c", script)
+        metrics = kube.kubectl("exec", "-n", fleet.PLATFORM, pod, "-c", "engine", "--", "python3", "-c", ENGINE_METRICS)
         drafted = [line for line in metrics.splitlines() if line.startswith("vllm:spec_decode_num_drafts_total")]
         assert sum(float(line.rsplit(" ", 1)[1]) for line in drafted) > 0, drafted
     finally:

@@ -1,0 +1,436 @@
+"""What this router holds of each budget, and the one step in which a request reserves from all of them.
+
+A grant counts as spent for the ledger from the moment it is granted until it is given back, so everything here only
+moves money that this router already holds. Invariant, at every step: ``out >= reserved >= 0`` for each holding, where
+``out = granted - returned - (charged - unbacked)``; a request runs only if every enforced budget that covers it had
+its upper bound free. No I/O here; times are parameters.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, Literal
+
+import msgspec
+
+from fairlead_router import contract
+from fairlead_router.contract import OTHER, AccountAnswer, Ask, BudgetConfig, Verdict, Window
+
+CLASS: Final = 1
+"""The class of every holding: requests have one priority."""
+MAX_PURSES: Final = 50_000
+MAX_STATEMENTS: Final = 2_000
+MAX_ASKS: Final = 1_000
+"""Bounds of one message; with the usage lines it stays below the 10,000 lines that the ledger takes."""
+VERDICT_FRESH_S: Final = 0.5
+_BURN_TAU_S: Final = 30.0
+_BOUND_WEIGHT: Final = 0.1
+_IDLE_S: Final = 600.0
+_IDLE_WORKFLOW_S: Final = 30.0
+_RECENT_S: Final = 60.0
+_HORIZON_S: Final = (2.0, 300.0)
+_MAX_LEAD_MS: Final = 60_000
+
+Lack = Literal["Waiting", "Exhausted", "Paced", "TooLarge", "Unknown", "Recovering"]
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """Running totals of what this session holds of one account. All four totals only grow; ``reserved`` is a gauge."""
+
+    account: int
+    window: Window
+    granted: int = 0
+    returned: int = 0
+    charged: int = 0
+    unbacked: int = 0
+    reserved: int = 0
+    open: int = 0
+    """Reservations not settled yet."""
+    dirty: bool = True
+    recall: bool = False
+    limit: int = 0
+    used: int = 0
+    available: int = 0
+    holders: int = 1
+    charged_at_answer: int = 0
+    verdict: Verdict = "None"
+    verdict_at: float = -math.inf
+    judged: int = 0
+    """The smallest amount that the verdict is about."""
+    retry_after_ms: int = 0
+    burn: float = 0.0
+    burn_at: float = 0.0
+    mean_bound: float = 0.0
+    used_at: float = 0.0
+    low: int = 0
+    """Below this much free money the holding asks for more."""
+
+    @property
+    def out(self) -> int:
+        """What may still turn into charges."""
+        return self.granted - self.returned - self.charged + self.unbacked
+
+    @property
+    def free(self) -> int:
+        """What the next request may reserve."""
+        return self.granted - self.returned - self.charged + self.unbacked - self.reserved
+
+    def remaining(self) -> int:
+        """What the whole account has left as far as this router knows: the last answer less its own charges since."""
+        return max(0, self.limit - self.used - (self.charged - self.charged_at_answer))
+
+    def charge(self, reserved: int, charged: int, now: float) -> None:
+        """Settle one reservation: from its own money, then from what is free, and the rest unbacked."""
+        self.reserved -= reserved
+        free = self.free
+        self.charged += charged
+        if charged > free:
+            self.unbacked += charged - free
+        self.open -= 1
+        self.dirty = True
+        self.burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S) + charged / _BURN_TAU_S
+        self.burn_at = now
+
+    def target(self, now: float, window_ms: int) -> int:
+        """How much to hold: what burns within the horizon, or a few requests as long as the account has plenty."""
+        shortest, longest = _HORIZON_S
+        horizon = min(longest, max(shortest, window_ms / 1000 / 200))
+        burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S)
+        return int(max(burn * horizon, min(4 * self.mean_bound, self.available / (8 * max(1, self.holders)))))
+
+
+@dataclass(slots=True, eq=False)
+class Purse:
+    """One account of a budget as requests name it; which ledger account that is, the ledger says."""
+
+    budget: BudgetConfig
+    label: str
+    namespace: str
+    key: str
+    current: Holding | None = None
+    upcoming: Holding | None = None
+    owed: int = 0
+    """Charged by an audit budget before its account was known."""
+    used_at: float = 0.0
+    unknown: bool = False
+    """The ledger does not know the budget."""
+    waiting: int = 0
+    first: int = 0
+    asked_next: int = -1
+    """The window after which the next one was already asked for."""
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the budget may refuse."""
+        return self.budget.enforcement == "Enforce"
+
+    def live(self, ledger_ms: int) -> Holding | None:
+        """The holding of the window that is now; turns to the next window when the old one is over."""
+        holding = self.current
+        if holding is not None and ledger_ms < holding.window.end:
+            return holding
+        if self.upcoming is not None and self.upcoming.window.start <= ledger_ms < self.upcoming.window.end:
+            self.current, self.upcoming = self.upcoming, None
+            return self.current
+        self.current = None
+        return None
+
+
+@dataclass(slots=True)
+class _Demand:
+    """What requests wait for of one holding, and how long its budget's windows are."""
+
+    window_ms: int
+    waiting: int = 0
+    first: int = 0
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """An amount that one request needs from one purse."""
+
+    purse: Purse
+    amount: int
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """What a request took from one purse."""
+
+    purse: Purse
+    holding: Holding | None
+    amount: int
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """What a request took from all of its budgets; settled exactly once."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why a request cannot run now, and which budget says so. ``missing`` is what lacks in this router's holding."""
+
+    purse: Purse
+    amount: int
+    lack: Lack
+    retry_after_ms: int = 0
+
+
+class Wallet:
+    """Everything that one session holds. One event loop owns it; no step of it waits."""
+
+    def __init__(self) -> None:
+        self.purses: dict[tuple[str, str, str], Purse] = {}
+        self.holdings: dict[int, Holding] = {}
+        self._ended: list[Holding] = []
+
+    def purse(self, budget: BudgetConfig, namespace: str, key: str) -> Purse:
+        """The purse of an account; beyond the bound, keys share one."""
+        label = f"{budget.namespace}/{budget.name}"
+        name = (label, namespace, key)
+        found = self.purses.get(name)
+        if found is None:
+            if len(self.purses) >= MAX_PURSES and key:
+                name = (label, namespace, OTHER)
+            found = self.purses.setdefault(name, Purse(budget, label, namespace, name[2]))
+        elif found.budget is not budget:
+            if _counts_anew(found.budget, budget):
+                found.current = found.upcoming = None
+            found.budget = budget
+        return found
+
+    def reserve(self, claims: Sequence[Claim], ledger_ms: int, now: float) -> Reservation | Shortage:
+        """Take every amount, or none. An audit budget gives what it has and never refuses."""
+        for claim in claims:
+            short = self._shortage(claim, ledger_ms, now)
+            if short is not None:
+                return short
+        reservation = Reservation()
+        for claim in claims:
+            holding = claim.purse.live(ledger_ms)
+            amount = claim.amount
+            if holding is not None:
+                amount = amount if holding.free >= amount else 0  # only an audit budget can lack it here
+                holding.reserved += amount
+                holding.open += 1
+                holding.dirty = True
+                holding.used_at = now
+                holding.mean_bound += _BOUND_WEIGHT * (claim.amount - holding.mean_bound)
+            else:
+                amount = 0
+            claim.purse.used_at = now
+            reservation.pieces.append(Piece(claim.purse, holding, amount))
+        return reservation
+
+    def extend(self, reservation: Reservation, claims: Sequence[Claim], ledger_ms: int, now: float) -> Shortage | None:
+        """Raise a reservation to larger amounts in the accounts where it was taken, all or none."""
+        raises: list[tuple[Piece, int]] = []
+        for piece, claim in zip(reservation.pieces, claims, strict=True):
+            more = max(0, claim.amount - piece.amount)
+            if piece.holding is not None and piece.holding.free >= more:
+                raises.append((piece, more))
+            elif claim.purse.enforced and more:
+                return self._shortage(claim, ledger_ms, now) or Shortage(claim.purse, more, "Waiting")
+        for piece, more in raises:
+            piece.amount += more
+            if piece.holding is not None:
+                piece.holding.reserved += more
+        return None
+
+    def settle(self, reservation: Reservation, charges: Iterable[int], now: float) -> None:
+        """Charge every budget and release the rest."""
+        if reservation.settled:
+            return
+        reservation.settled = True
+        for piece, charge in zip(reservation.pieces, charges, strict=True):
+            if piece.holding is not None:
+                piece.holding.charge(piece.amount, charge, now)
+            else:
+                piece.purse.owed += charge
+
+    def _shortage(self, claim: Claim, ledger_ms: int, now: float) -> Shortage | None:
+        purse = claim.purse
+        if not purse.enforced or not claim.amount:
+            return None
+        holding = purse.live(ledger_ms)
+        if holding is None:
+            return Shortage(purse, claim.amount, "Unknown")
+        if holding.free >= claim.amount:
+            return None
+        return Shortage(purse, claim.amount, _lack(holding, claim.amount, now), holding.retry_after_ms)
+
+    # --- towards the ledger ---
+
+    def low(self, reservation: Reservation) -> bool:
+        """Whether a reservation left a holding with less than it should have at hand."""
+        return any(piece.holding is not None and piece.holding.free < piece.holding.low for piece in reservation.pieces)
+
+    def statements(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
+        """What to tell the ledger of each holding that changed; sets what is given back, and forgets what is over.
+
+        With ``everything``, holdings without news are looked at too: what they hold beyond need goes back.
+        """
+        for holding, demand in islice(self._led(ledger_ms), MAX_STATEMENTS):
+            if not (everything or holding.dirty or holding.recall or demand.waiting):
+                continue
+            news, returned = holding.dirty or demand.waiting, holding.returned
+            statement = _statement(holding, demand, now)
+            if news or holding.returned != returned or statement.want:
+                yield statement
+        for holding in self._over(ledger_ms):
+            yield self._last_statement(holding)
+
+    def asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
+        """Accounts that are needed and not known: of this window, or of the next one shortly before it begins."""
+        return islice(self._asks(ledger_ms, now), MAX_ASKS)
+
+    def _asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
+        for purse in self.purses.values():
+            holding = purse.live(ledger_ms)
+            if holding is None:
+                if purse.waiting or now - purse.used_at < _RECENT_S:
+                    yield _ask(purse, "Now", purse.waiting)
+            elif purse.upcoming is None and _turns_soon(purse, holding, ledger_ms, now):
+                purse.asked_next = holding.window.id
+                yield _ask(purse, "Next", 0)
+
+    def take(self, answer: AccountAnswer, ledger_ms: int, now: float) -> None:
+        """Take the ledger's word on one account."""
+        holding = self.holdings.get(answer.account)
+        key = answer.key if answer.asked_key is None else answer.asked_key
+        purse = self.purses.get((answer.budget, answer.namespace, key))
+        if holding is None:
+            if purse is None or answer.window.end <= ledger_ms:
+                return
+            holding = Holding(answer.account, answer.window, judged=purse.first)
+            self.holdings[answer.account] = holding
+        if purse is not None:
+            _attach(purse, holding, ledger_ms)
+        _update(holding, answer, now)
+
+    def forget_idle(self, ledger_ms: int, now: float) -> None:
+        """Let go of accounts that nobody used for a while; their holdings are returned whole with the next message."""
+        for name, purse in list(self.purses.items()):
+            limit = _IDLE_WORKFLOW_S if purse.budget.per == "Workflow" else _IDLE_S
+            held = [h for h in (purse.live(ledger_ms), purse.upcoming) if h is not None]
+            if now - purse.used_at > limit and not purse.waiting and not any(h.open for h in held) and not purse.owed:
+                del self.purses[name]
+
+    def abandon(self) -> None:
+        """A new session begins: what the old one held stays counted by the ledger and is not ours any more."""
+        self.holdings.clear()
+        for purse in self.purses.values():
+            purse.current = purse.upcoming = None
+            purse.asked_next = -1
+
+    def _led(self, ledger_ms: int) -> Iterator[tuple[Holding, "_Demand"]]:
+        """Every holding that purses lead to now, once, with what they wait for together."""
+        demands: dict[int, _Demand] = {}
+        for purse in self.purses.values():
+            holding = purse.live(ledger_ms)
+            if holding is None:
+                continue
+            demand = demands.setdefault(holding.account, _Demand(purse.budget.window_ms))
+            if purse.waiting:
+                demand.waiting += purse.waiting
+                demand.first = min(demand.first or purse.first, purse.first)
+        for account, demand in demands.items():
+            yield self.holdings[account], demand
+
+    def _over(self, ledger_ms: int) -> list[Holding]:
+        """Holdings that no purse leads to any more and that nothing is reserved from."""
+        led = {purse.current.account for purse in self.purses.values() if purse.current is not None}
+        led |= {purse.upcoming.account for purse in self.purses.values() if purse.upcoming is not None}
+        over = (h for h in self.holdings.values() if not h.open and (h.account not in led or h.window.end <= ledger_ms))
+        return list(islice(over, MAX_STATEMENTS))
+
+    def _last_statement(self, holding: Holding) -> contract.Holding:
+        holding.returned += holding.free
+        del self.holdings[holding.account]
+        return _stated(holding, final=True)
+
+
+def _counts_anew(old: BudgetConfig, new: BudgetConfig) -> bool:
+    """Whether a changed budget counts in other accounts than before."""
+    return (old.unit, old.per, old.window_ms, old.time_zone) != (new.unit, new.per, new.window_ms, new.time_zone)
+
+
+def _lack(holding: Holding, amount: int, now: float) -> Lack:
+    """What the last verdict says about an amount, if it is fresh and covers it."""
+    if now - holding.verdict_at > VERDICT_FRESH_S or amount < holding.judged:
+        return "Waiting"
+    if holding.verdict in {"Exhausted", "Paced", "TooLarge", "Recovering"}:
+        return holding.verdict
+    return "Waiting"
+
+
+def _statement(holding: Holding, demand: _Demand, now: float) -> contract.Holding:
+    target = holding.target(now, demand.window_ms)
+    holding.low = target // 2
+    if demand.waiting or holding.recall:
+        # What is free is too little for anyone who waits here; together with what others return it may be enough.
+        holding.returned += holding.free
+    elif holding.free > 2 * target:
+        holding.returned += holding.free - target
+    want = demand.waiting + target - holding.free if holding.free < holding.low or demand.waiting else 0
+    return _stated(holding, want=max(0, want), need=demand.waiting, first=demand.first)
+
+
+def _ask(purse: Purse, at: Literal["Now", "Next"], need: int) -> Ask:
+    return Ask(
+        budget=purse.label, namespace=purse.namespace, key=purse.key, at=at, want=need, need=need, first=purse.first
+    )
+
+
+def _turns_soon(purse: Purse, holding: Holding, ledger_ms: int, now: float) -> bool:
+    if purse.asked_next == holding.window.id or now - holding.used_at > _RECENT_S:
+        return False
+    length = holding.window.end - holding.window.start
+    # Spread over the lead by account, so that not every router asks at the same instant.
+    lead = min(_MAX_LEAD_MS, length // 10) * (50 + holding.account * 7919 % 50) // 100
+    return holding.window.end - ledger_ms < lead
+
+
+def _attach(purse: Purse, holding: Holding, ledger_ms: int) -> None:
+    if holding.window.start > ledger_ms:
+        purse.upcoming = holding
+    elif holding.window.end > ledger_ms:
+        purse.current = holding
+        purse.unknown = False
+        if purse.owed:
+            holding.charged += purse.owed
+            holding.unbacked += purse.owed
+            purse.owed = 0
+
+
+def _update(holding: Holding, answer: AccountAnswer, now: float) -> None:
+    holding.granted = max(holding.granted, answer.granted)
+    holding.recall = answer.recall
+    holding.limit, holding.used = answer.limit, answer.used
+    holding.available, holding.holders = answer.available, answer.holders
+    holding.charged_at_answer = holding.charged
+    holding.retry_after_ms = answer.retry_after_ms
+    holding.verdict, holding.verdict_at = answer.verdict, now
+
+
+def _stated(holding: Holding, *, want: int = 0, need: int = 0, first: int = 0, final: bool = False) -> contract.Holding:
+    holding.dirty = False
+    holding.judged = first or holding.judged
+    return contract.Holding(
+        account=holding.account,
+        klass=CLASS,
+        granted=holding.granted,
+        returned=holding.returned,
+        charged=holding.charged,
+        unbacked=holding.unbacked,
+        reserved=holding.reserved,
+        want=want,
+        need=need,
+        first=first,
+        final=final,
+    )

@@ -1,0 +1,344 @@
+"""The session with the ledger: one message at a time tells what was charged, gives back, renews and asks.
+
+A message is sealed once and sent with the same bytes until it is answered, so it is applied exactly once. Requests
+that lack money wait here, holding nothing, until an answer brings enough for them, says no, or their time is up.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+
+from fairlead_router.budget import Claim, Reservation, Shortage, Wallet
+from fairlead_router.contract import Close, SyncAnswer, SyncRefusal, SyncRequest, UsageLine
+
+log = logging.getLogger(__name__)
+
+BUDGET_WAIT_S: Final = 2.0
+MAX_WAITERS: Final = 5_000
+_SPACING_S: Final = 0.02
+_REASK_S: Final = 0.1
+_HEARTBEAT_S: Final = 5.0
+_BACKOFF_S: Final = (0.1, 2.0)
+_AWAY_AFTER: Final = 3
+_KEEP_MESSAGES: Final = 1_000
+_KEEP_BYTES: Final = 8 * 1024 * 1024
+
+OK, CONFLICT, GONE, UNPROCESSABLE, TOO_EARLY = 200, 409, 410, 422, 425
+
+Outcome = Reservation | Shortage | None
+"""What a wait ends with; ``None``: the ledger cannot be asked."""
+
+
+class Transport(Protocol):
+    """Carries one message to the ledger: the status and the body of its answer. Raises OSError when there is none."""
+
+    async def sync(self, body: bytes) -> tuple[int, bytes]:
+        """Send one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Clocks of a session: ``now`` is the event loop's, ``boot`` goes on while the machine sleeps, ``wall`` is UTC."""
+
+    now: Callable[[], float]
+    boot: Callable[[], float]
+    wall: Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A request that waits for money."""
+
+    claims: Sequence[Claim]
+    tell: Callable[[Outcome], None]
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A message with its number, as sent."""
+
+    seq: int
+    body: bytes
+
+
+class Session:
+    """The router's side of the budget protocol.
+
+    ``usage`` hands out the usage lines since the last message; ``report`` is told how each exchange went.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        wallet: Wallet,
+        clocks: Clocks,
+        new_id: Callable[[], str],
+        usage: Callable[[], tuple[UsageLine, ...]],
+        report: Callable[[str], None],
+    ) -> None:
+        self.wallet = wallet
+        self.budgets_version: tuple[int, int] = (0, 0)
+        self._transport = transport
+        self._clocks = clocks
+        self._new_id = new_id
+        self._usage = usage
+        self._report = report
+        self._wake = asyncio.Event()
+        self._wake.set()  # the first message asks for nothing: it begins the session
+        self._waiters: deque[Waiter] = deque()
+        self._id = new_id()
+        self._seq = 0
+        self._epoch = ""
+        self._kept: deque[Sealed] = deque()
+        self._kept_bytes = 0
+        self._outstanding: deque[Sealed] = deque()
+        self._sent_boot = 0.0
+        self._ledger_ms = 0
+        self._answered_boot = 0.0
+        self._fence_boot = float("-inf")
+        self._heartbeat_s = _HEARTBEAT_S
+        self._failures = 0
+        self._told_at = float("-inf")
+
+    # --- for requests ---
+
+    def ledger_ms(self) -> int:
+        """The ledger's clock, carried on by ours; 0 before its first answer."""
+        if not self._ledger_ms:
+            return 0
+        return self._ledger_ms + int((self._clocks.boot() - self._answered_boot) * 1000)
+
+    def fresh(self) -> bool:
+        """Whether the ledger still counts this session as alive, so that what it holds may be spent."""
+        return self._clocks.boot() < self._fence_boot
+
+    def reachable(self) -> bool:
+        """Whether waiting for the ledger makes sense: a message or two may get lost, a row of them means it is away."""
+        return self._failures < _AWAY_AFTER
+
+    def reserve(self, claims: Sequence[Claim]) -> Outcome:
+        """Reserve from what is held, in this step. ``None``: the lease has run out and the ledger cannot be asked."""
+        if not self.fresh() and any(claim.purse.enforced and claim.amount for claim in claims):
+            return None if not self.reachable() else Shortage(claims[0].purse, claims[0].amount, "Unknown")
+        outcome = self.wallet.reserve(claims, self.ledger_ms(), self._clocks.now())
+        if isinstance(outcome, Reservation) and self.wallet.low(outcome):
+            self._wake.set()
+        return outcome
+
+    def wait(self, claims: Sequence[Claim], tell: Callable[[Outcome], None]) -> Waiter | None:
+        """Wait for money; ``tell`` is called once, later. ``None``: too many wait already."""
+        if len(self._waiters) >= MAX_WAITERS:
+            return None
+        waiter = Waiter(claims, tell)
+        waiter.timer = asyncio.get_running_loop().call_later(BUDGET_WAIT_S, self._time_is_up, waiter)
+        self._waiters.append(waiter)
+        self._wake.set()
+        return waiter
+
+    def cancel(self, waiter: Waiter) -> None:
+        """The request waits no longer."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def extend(self, reservation: Reservation, claims: Sequence[Claim]) -> Shortage | None:
+        """Raise a reservation in place, or say what lacks."""
+        return self.wallet.extend(reservation, claims, self.ledger_ms(), self._clocks.now())
+
+    def settle(self, reservation: Reservation, charges: Sequence[int]) -> None:
+        """Charge a request and release what it did not use."""
+        self.wallet.settle(reservation, charges, self._clocks.now())
+        if self._waiters:
+            self._serve()
+
+    def kick(self) -> None:
+        """Talk to the ledger soon: the configuration changed."""
+        self._wake.set()
+
+    # --- the loop ---
+
+    async def run(self) -> None:
+        """Talk to the ledger until cancelled."""
+        while True:
+            await self._pause()
+            if not self._outstanding:
+                self._seal()
+            await self._send_all()
+
+    async def close(self, timeout_s: float) -> bool:
+        """Say goodbye: everything is settled and given back. Whether the ledger heard it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not await self._send_all():
+                    return False
+                self._seal(Close(complete=True))
+                return await self._send_all()
+        except TimeoutError:
+            return False
+
+    async def _pause(self) -> None:
+        """Until somebody needs an answer, the heartbeat is due, or a waiter wants to ask again."""
+        if self._failures:
+            least, most = _BACKOFF_S
+            pause = min(most, least * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spread
+            await asyncio.sleep(pause)
+            return
+        pause = self._heartbeat_s
+        if self._waiters:
+            pause = _REASK_S * random.uniform(0.5, 1.5)  # noqa: S311 - spreads the routers, guards nothing
+        try:
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
+                await asyncio.sleep(max(0.0, self._told_at + _SPACING_S - self._clocks.now()))
+        except TimeoutError:
+            return
+
+    def _seal(self, close: Close | None = None) -> None:
+        self._wake.clear()
+        now, ledger_ms = self._clocks.now(), self.ledger_ms()
+        self._count_waiting(ledger_ms)
+        self.wallet.forget_idle(ledger_ms, now)
+        self._seq += 1
+        # Asks come after statements: a window that ended is stated for the last time before the next one is asked for.
+        statements = tuple(self.wallet.statements(ledger_ms, now, everything=close is not None or not self._waiters))
+        message = SyncRequest(
+            session=self._id,
+            seq=self._seq,
+            epoch=self._epoch,
+            sent_at=int(self._clocks.wall() * 1000),
+            holdings=statements,
+            asks=() if close else tuple(self.wallet.asks(ledger_ms, now)),
+            usage=self._usage(),
+            close=close,
+        )
+        self._keep(Sealed(self._seq, msgspec.json.encode(message)))
+
+    def _keep(self, sealed: Sealed) -> None:
+        self._outstanding.append(sealed)
+        self._kept.append(sealed)
+        self._kept_bytes += len(sealed.body)
+        while len(self._kept) > _KEEP_MESSAGES or (self._kept_bytes > _KEEP_BYTES and len(self._kept) > 1):
+            self._kept_bytes -= len(self._kept.popleft().body)
+
+    async def _send_all(self) -> bool:
+        """Send what is outstanding, in order, until all is answered or the ledger does not answer."""
+        while self._outstanding:
+            sealed = self._outstanding[0]
+            self._told_at, self._sent_boot = self._clocks.now(), self._clocks.boot()
+            try:
+                status, body = await self._transport.sync(sealed.body)
+                heard = self._take(sealed, status, body)
+            except (OSError, TimeoutError, msgspec.DecodeError) as error:
+                log.debug("the ledger did not answer message %d: %s", sealed.seq, error)
+                heard = False
+                self._report("unreachable")
+            if not heard:
+                self._failures += 1
+                return False
+        return True
+
+    def _take(self, sealed: Sealed, status: int, body: bytes) -> bool:
+        if status == OK:
+            return self._accept(msgspec.json.decode(body, type=SyncAnswer))
+        refusal = _refusal(body)
+        self._report(f"status_{status}")
+        if status == CONFLICT:
+            self._rewind(refusal.expected)
+        elif status in {GONE, UNPROCESSABLE}:
+            log.warning("the ledger closed session %s (%d %s); a new one begins", self._id, status, refusal.reason)
+            self._begin_anew()
+        else:
+            log.warning("the ledger answered %d to message %d", status, sealed.seq)
+        return False
+
+    def _accept(self, answer: SyncAnswer) -> bool:
+        if answer.seq < self._outstanding[0].seq:
+            return False
+        self._outstanding.popleft()
+        self._failures = 0
+        self._report("ok")
+        self._epoch = answer.epoch
+        self._ledger_ms, self._answered_boot = answer.now, self._clocks.boot()
+        self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
+        self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, answer.sync_after_ms / 1000))
+        self.budgets_version = answer.budgets_version
+        now = self._clocks.now()
+        for account in answer.accounts:
+            self.wallet.take(account, answer.now, now)
+        if any(account.recall for account in answer.accounts):
+            self._wake.set()
+        unknown = set(answer.unknown_budgets)
+        for purse in self.wallet.purses.values() if unknown else ():
+            purse.unknown = purse.label in unknown
+        self._serve()
+        return True
+
+    def _rewind(self, expected: int) -> None:
+        """The ledger lost what came after ``expected``: tell it again if we still have it, else begin a new session."""
+        again = [sealed for sealed in self._kept if sealed.seq >= expected]
+        if not again or again[0].seq != expected:
+            log.warning("the ledger expects message %d, which is not kept; a new session begins", expected)
+            self._begin_anew()
+            return
+        self._outstanding = deque(Sealed(sealed.seq, _rewound(sealed.body)) for sealed in again)
+
+    def _begin_anew(self) -> None:
+        self.wallet.abandon()
+        self._id, self._seq = self._new_id(), 0
+        self._outstanding.clear()
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._fence_boot = float("-inf")
+        self._wake.set()
+
+    # --- waiters ---
+
+    def _count_waiting(self, ledger_ms: int) -> None:
+        """How much is waited for, by purse that lacks it, for the message that is sealed next."""
+        for purse in self.wallet.purses.values():
+            purse.waiting = purse.first = 0
+        for waiter in self._waiters:
+            for claim in waiter.claims:
+                purse = claim.purse
+                holding = purse.live(ledger_ms)
+                if purse.enforced and claim.amount and (holding is None or holding.free < claim.amount):
+                    purse.waiting += claim.amount
+                    purse.first = min(purse.first or claim.amount, claim.amount)
+
+    def _serve(self) -> None:
+        """First-fit: everyone whose money is there now; those whom a fresh verdict refuses are told so."""
+        for waiter in list(self._waiters):
+            outcome = self.reserve(waiter.claims)
+            if isinstance(outcome, Reservation) or _final(outcome):
+                self.cancel(waiter)
+                waiter.tell(outcome)
+
+    def _time_is_up(self, waiter: Waiter) -> None:
+        self.cancel(waiter)
+        waiter.tell(self.reserve(waiter.claims))
+
+
+def _final(outcome: Outcome) -> bool:
+    return isinstance(outcome, Shortage) and outcome.lack in {"Exhausted", "Paced", "TooLarge"}
+
+
+def _refusal(body: bytes) -> SyncRefusal:
+    try:
+        return msgspec.json.decode(body, type=SyncRefusal)
+    except msgspec.DecodeError:
+        return SyncRefusal()
+
+
+def _rewound(body: bytes) -> bytes:
+    """The same message, marked as told again: the ledger does not grant what it asked for then."""
+    message = msgspec.json.decode(body, type=SyncRequest)
+    return msgspec.json.encode(msgspec.structs.replace(message, rewind=True))

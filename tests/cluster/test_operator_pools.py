@@ -1,0 +1,247 @@
+"""ModelPools on a real API server: what they become, what their status says, and that bad ones harm no other."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.builders.operator import Process, Release, ledger, operator
+from tests.builders.resources import Builder, PoolBuilder, make_budget, make_policy, make_pool
+from tests.cluster_tools import H100, L40S, Cluster, eventually, fresh_namespace
+
+pytestmark = pytest.mark.cluster
+
+GPU = "nvidia.com/gpu.product"
+
+
+class Fleet:
+    """A running operator and the namespace that its pools are in."""
+
+    def __init__(self, release: Release, process: Process) -> None:
+        self.release = release
+        self.cluster = release.cluster
+        self.process = process
+        self.namespace = release.platform
+
+    def apply(self, *builders: Builder) -> None:
+        self.cluster.apply(*(_bare(builder.obj(), self.namespace) for builder in builders))
+
+    def find(self, kind: str, name: str) -> Any:
+        """The object, or None."""
+        run = self.cluster.kubectl("get", kind, name, "-n", self.namespace, "-o", "name", check=False)
+        return self.get(kind, name) if run.returncode == 0 else None
+
+    def get(self, kind: str, name: str) -> Any:
+        return self.cluster.get(kind, name, "-n", self.namespace)
+
+    def condition(self, kind: str, name: str, condition: str) -> tuple[str, str]:
+        """(status, reason) of a condition; Unknown while there is none."""
+        status = self.get(kind, name).get("status", {})
+        found = [one for one in status.get("conditions", []) if one["type"] == condition]
+        return (found[0]["status"], found[0]["reason"]) if found else ("Unknown", "")
+
+    def message(self, kind: str, name: str, condition: str) -> str:
+        conditions = self.get(kind, name)["status"]["conditions"]
+        return next(str(one["message"]) for one in conditions if one["type"] == condition)
+
+    def becomes(self, kind: str, name: str, condition: str, wanted: tuple[str, str]) -> None:
+        eventually(lambda: self.condition(kind, name, condition) == wanted)
+
+    def events(self, name: str) -> list[tuple[str, str, str]]:
+        items = self.cluster.get("events.events.k8s.io", "-n", self.namespace)["items"]
+        return [(one["type"], one["reason"], one["note"]) for one in items if one["regarding"]["name"] == name]
+
+
+def _bare(obj: dict[str, Any], namespace: str) -> dict[str, Any]:
+    return obj | {"metadata": {"name": obj["metadata"]["name"], "namespace": namespace}}
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    assert gpu_nodes
+    port = random.randint(20_000, 29_000)  # noqa: S311 - other test runs share the network
+    with fresh_namespace(control_plane, "release") as namespace, fresh_namespace(control_plane, "fleet") as platform:
+        release = Release(control_plane, namespace, platform, tmp_path_factory.mktemp("release"), (port, port + 1))
+        release.install()
+        try:
+            with ledger(release), operator(release) as process:
+                yield Fleet(release, process)
+        finally:
+            release.uninstall()
+
+
+def pool(name: str, replicas: int = 1) -> PoolBuilder:
+    return (
+        make_pool(name)
+        .variant("l40s", nodeSelector={GPU: L40S})
+        .engine(maxContextTokens=8192, maxSequences=64)
+        .replicas(replicas)
+    )
+
+
+def test_a_pool_becomes_a_deployment_services_and_a_disruption_budget(fleet: Fleet) -> None:
+    fleet.apply(pool("chat", 2))
+    fleet.becomes("mpool", "chat", "Ready", ("True", "Ready"))
+    owner = fleet.get("mpool", "chat")["metadata"]["uid"]
+    children = [("deployment", "chat-l40s"), ("service", "chat"), ("service", "chat-pods"), ("pdb", "chat")]
+    for kind, name in children:
+        meta = fleet.get(kind, name)["metadata"]
+        assert [one["uid"] for one in meta["ownerReferences"]] == [owner]
+        assert meta["labels"]["app.kubernetes.io/managed-by"] == "fairlead-operator"
+    deployment = fleet.get("deployment", "chat-l40s")
+    assert deployment["spec"]["replicas"] == 2
+    written = fleet.cluster.get("deployment", "chat-l40s", "-n", fleet.namespace, "--show-managed-fields")
+    applied = [one["manager"] for one in written["metadata"]["managedFields"] if one["operation"] == "Apply"]
+    assert applied == ["fairlead-operator"]
+
+
+def test_the_status_says_what_runs_and_what_it_costs(fleet: Fleet) -> None:
+    fleet.apply(pool("priced", 2))
+    eventually(lambda: fleet.get("mpool", "priced").get("status", {}).get("costPerHour") == "3.10")
+    fleet.becomes("mpool", "priced", "PriceKnown", ("True", "Priced"))
+    status = fleet.get("mpool", "priced")["status"]
+    assert (status["readyReplicas"], status["desiredReplicas"]) == (2, 2)
+    assert status["rate"]["version"] == 1
+    assert status["variants"][0]["pricePerAcceleratorHour"] == "1.55"
+    cards = fleet.release.ask(f"{fleet.release.ledger_url}/v1/cards", fleet.release.token("fairlead.dev/ledger"))
+    assert f"{fleet.namespace}/priced" in {one["pool"] for one in cards["cards"]}
+
+
+def test_nothing_is_written_while_nothing_changes(fleet: Fleet) -> None:
+    fleet.apply(pool("still"))
+    fleet.becomes("mpool", "still", "PriceKnown", ("True", "Priced"))
+    fleet.becomes("mpool", "still", "Ready", ("True", "Ready"))
+
+    def versions() -> list[str]:
+        names = [("mpool", "still"), ("deployment", "still-l40s"), ("service", "still"), ("pdb", "still")]
+        return [fleet.get(kind, name)["metadata"]["resourceVersion"] for kind, name in names]
+
+    before = versions()
+    rounds = _reconciles(fleet)
+    eventually(lambda: _reconciles(fleet) >= rounds + 8)
+    assert versions() == before
+
+
+def test_kubectl_scale_goes_through_the_pool_to_the_deployment(fleet: Fleet) -> None:
+    fleet.apply(pool("scaled"))
+    fleet.becomes("mpool", "scaled", "Ready", ("True", "Ready"))
+    fleet.cluster.kubectl("scale", "mpool", "scaled", "--replicas=3", "-n", fleet.namespace)
+    eventually(lambda: fleet.get("deployment", "scaled-l40s")["spec"]["replicas"] == 3)
+    eventually(lambda: fleet.get("mpool", "scaled")["status"]["readyReplicas"] == 3)
+    eventually(lambda: any(reason == "ScaledUp" for _, reason, _ in fleet.events("scaled")))
+
+
+def test_who_scales_the_deployment_is_put_right(fleet: Fleet) -> None:
+    fleet.apply(pool("owned"))
+    fleet.becomes("mpool", "owned", "Ready", ("True", "Ready"))
+    fleet.cluster.kubectl("scale", "deployment", "owned-l40s", "--replicas=5", "-n", fleet.namespace)
+    eventually(lambda: fleet.get("deployment", "owned-l40s")["spec"]["replicas"] == 1)
+
+
+def test_a_child_that_somebody_deletes_comes_back(fleet: Fleet) -> None:
+    fleet.apply(pool("whole"))
+    fleet.becomes("mpool", "whole", "Ready", ("True", "Ready"))
+    fleet.cluster.kubectl("delete", "service", "whole", "-n", fleet.namespace)
+    eventually(lambda: fleet.find("service", "whole"))
+
+
+def test_an_edit_of_the_engine_rolls_the_pods(fleet: Fleet) -> None:
+    fleet.apply(pool("edited"))
+    fleet.becomes("mpool", "edited", "Ready", ("True", "Ready"))
+    fleet.apply(pool("edited").engine(maxSequences=32))
+
+    def argument() -> bool:
+        containers = fleet.get("deployment", "edited-l40s")["spec"]["template"]["spec"]["containers"]
+        engine = next(one for one in containers if one["name"] == "engine")
+        return "32" in str(engine.get("args", "")) + str(engine.get("command", ""))
+
+    eventually(argument)
+    eventually(lambda: any(reason == "RolloutStarted" for _, reason, _ in fleet.events("edited")))
+
+
+def test_a_variant_that_is_taken_away_takes_its_deployment_along(fleet: Fleet) -> None:
+    both = pool("mixed").variant("h100", nodeSelector={GPU: H100}, minReplicas=1).replicas(2)
+    fleet.apply(both)
+    eventually(lambda: fleet.find("deployment", "mixed-h100"))
+    fleet.apply(pool("mixed").replicas(2))
+    eventually(lambda: fleet.find("deployment", "mixed-h100") is None)
+    eventually(lambda: fleet.get("deployment", "mixed-l40s")["spec"]["replicas"] == 2)
+
+
+def test_a_deleted_pool_takes_everything_along(fleet: Fleet) -> None:
+    fleet.apply(pool("gone"))
+    eventually(lambda: fleet.find("deployment", "gone-l40s"))
+    fleet.cluster.kubectl("delete", "mpool", "gone", "-n", fleet.namespace)
+    for kind, name in (("deployment", "gone-l40s"), ("service", "gone"), ("pdb", "gone")):
+        eventually(lambda kind=kind, name=name: fleet.find(kind, name) is None)  # type: ignore[misc]
+
+
+def test_an_argument_that_a_field_sets_is_refused_before_a_pod_starts(fleet: Fleet) -> None:
+    fleet.apply(pool("odd").engine(extraArgs=["--max-num-seqs=128"]))
+    fleet.becomes("mpool", "odd", "Accepted", ("False", "InvalidArgument"))
+    assert fleet.find("deployment", "odd-l40s") is None
+    assert fleet.get("mpool", "odd")["status"]["scaling"] == []
+
+
+def test_a_pod_template_that_the_server_refuses_is_a_problem_of_the_pool(fleet: Fleet) -> None:
+    template = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {"cpu": "many"}}}]}}
+    fleet.apply(pool("template").pod_template(**template))
+    fleet.becomes("mpool", "template", "Accepted", ("False", "InvalidPodTemplate"))
+    assert "quantities must match" in fleet.message("mpool", "template", "Accepted")
+
+
+def test_a_name_that_is_taken_is_left_to_its_owner(fleet: Fleet) -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "taken", "namespace": fleet.namespace},
+        "spec": {"ports": [{"port": 1234}], "selector": {"app": "mine"}},
+    }
+    fleet.cluster.apply(service)
+    fleet.apply(pool("taken"))
+    fleet.becomes("mpool", "taken", "Accepted", ("False", "NameConflict"))
+    assert "Service" in fleet.message("mpool", "taken", "Accepted")
+    assert fleet.get("service", "taken")["spec"]["selector"] == {"app": "mine"}
+
+
+def test_two_pools_whose_deployments_would_share_a_name_do_not_fight(fleet: Fleet) -> None:
+    fleet.apply(make_pool("a").variant("b-c", nodeSelector={GPU: L40S}).replicas(1))
+    fleet.becomes("mpool", "a", "Ready", ("True", "Ready"))
+    fleet.apply(make_pool("a-b").variant("c", nodeSelector={GPU: L40S}).replicas(1))
+    fleet.becomes("mpool", "a-b", "Accepted", ("False", "NameConflict"))
+    owners = fleet.get("deployment", "a-b-c")["metadata"]["ownerReferences"]
+    assert [one["name"] for one in owners] == ["a"]
+
+
+def test_hardware_without_a_price_is_said_and_serves_on(fleet: Fleet) -> None:
+    fleet.apply(make_pool("bare").variant("none", nodeSelector={GPU: "NVIDIA-UNLISTED"}).replicas(0))
+    fleet.becomes("mpool", "bare", "PriceKnown", ("False", "NoPrice"))
+    assert "NVIDIA-UNLISTED" in fleet.message("mpool", "bare", "PriceKnown")
+
+
+def test_what_finds_no_node_is_said_with_the_schedulers_words(fleet: Fleet) -> None:
+    fleet.apply(make_pool("homeless").variant("none", nodeSelector={GPU: "NVIDIA-NOWHERE"}).replicas(1))
+    fleet.becomes("mpool", "homeless", "ScalingLimited", ("True", "NoCapacity"))
+    assert "nodes are available" in fleet.message("mpool", "homeless", "ScalingLimited")
+
+
+def test_a_policy_that_names_no_pool_says_so_and_the_next_one_works(fleet: Fleet) -> None:
+    fleet.apply(make_policy("lost").route("all", "nowhere"))
+    fleet.apply(pool("found"), make_policy("found"))
+    fleet.becomes("rpolicy", "lost", "ResolvedRefs", ("False", "PoolNotFound"))
+    fleet.becomes("rpolicy", "found", "ResolvedRefs", ("True", "Resolved"))
+
+
+def test_a_budget_in_a_zone_that_does_not_exist_keeps_no_other_out_of_the_ledger(fleet: Fleet) -> None:
+    fleet.apply(make_budget("nowhere").limit(5, timeZone="Mars/Olympus"), make_budget("counted").limit(7))
+    fleet.becomes("cbudget", "nowhere", "Accepted", ("False", "UnknownTimeZone"))
+    eventually(lambda: fleet.get("cbudget", "counted").get("status", {}).get("limit") == "7.000000")
+
+
+def _reconciles(fleet: Fleet) -> float:
+    text = fleet.cluster.exec("curl", "-s", f"{fleet.process.url}/metrics").stdout
+    lines = [line for line in text.splitlines() if line.startswith('fairlead_reconciles_total{kind="ModelPool"')]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)

@@ -1,0 +1,69 @@
+"""A status is written when it says something new, and its figures at most every ten seconds."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from fairlead_operator.kube.api import Api
+from fairlead_operator.kube.resources import MODEL_POOLS
+from fairlead_operator.reconcile.statuses import FIGURES_S, Statuses
+from tests.builders.resources import make_pool
+from tests.fakes.api_server import FakeApiServer
+from tests.fakes.clock import FakeClock
+
+
+class Desk:
+    def __init__(self, server: FakeApiServer, session: aiohttp.ClientSession, raw: dict[str, Any]) -> None:
+        self.server = server
+        self.clock = FakeClock()
+        self.statuses = Statuses(Api(session, server.url), self.clock)
+        self.raw = raw
+
+    async def write(self, **status: Any) -> float:
+        return await self.statuses.write(MODEL_POOLS, self.raw, status)
+
+    @property
+    def written(self) -> int:
+        return self.server.count("PATCH", "/status")
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with FakeApiServer().running() as server, aiohttp.ClientSession() as session:
+        raw = await server.put("modelpools", make_pool("chat").obj())
+        yield Desk(server, session, raw)
+
+
+def ready(message: str, status: str = "True") -> list[dict[str, Any]]:
+    return [{"type": "Ready", "status": status, "reason": "Ready", "message": message, "observedGeneration": 1}]
+
+
+async def test_the_same_status_is_written_once(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    await desk.write(replicas=2)
+    assert desk.written == 1
+    assert desk.statuses.present(desk.raw) == {"replicas": 2}
+
+
+async def test_figures_wait_and_say_how_long(desk: Desk) -> None:
+    await desk.write(replicas=2, costPerHour="1.00")
+    await desk.clock.advance(4)
+    assert await desk.write(replicas=2, costPerHour="2.00") == pytest.approx(FIGURES_S - 4)
+    await desk.clock.advance(6)
+    assert await desk.write(replicas=2, costPerHour="2.00") == 0
+    assert desk.written == 2
+
+
+async def test_a_condition_that_turns_is_written_at_once_and_its_numbers_wait(desk: Desk) -> None:
+    await desk.write(conditions=ready("2 of 2 replicas are ready."))
+    assert await desk.write(conditions=ready("3 of 3 replicas are ready.")) > 0
+    assert await desk.write(conditions=ready("0 of 3 replicas are ready.", "False")) == 0
+    assert desk.written == 2
+
+
+async def test_the_status_of_a_new_object_of_the_same_name_starts_anew(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    again = {**desk.raw, "metadata": {**desk.raw["metadata"], "uid": "other"}}
+    assert desk.statuses.present(again) == {}

@@ -1,0 +1,241 @@
+"""The wallet: reserving from several budgets at once, settling, returning; invariants under any sequence of steps."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from fairlead_router.budget import Claim, Purse, Reservation, Shortage, Wallet
+from fairlead_router.contract import AccountAnswer, BudgetConfig, Window
+from tests.builders.router import budget
+
+DAY = 86_400_000
+NOW_MS = 10 * DAY
+WINDOW = Window(id=1, start=NOW_MS, end=NOW_MS + DAY)
+
+
+def granted(wallet: Wallet, config: BudgetConfig, amount: int, account: int = 1, **changes: Any) -> Purse:
+    """A purse whose account was granted an amount."""
+    purse = wallet.purse(config, "support", "")
+    fields = {"window": WINDOW, "granted": amount, "limit": amount, **changes}
+    label = f"{config.namespace}/{config.name}"
+    answer = AccountAnswer(account=account, budget=label, namespace="support", key="", **fields)
+    wallet.take(answer, NOW_MS, 0.0)
+    return purse
+
+
+def test_a_request_runs_only_if_every_budget_has_its_bound() -> None:
+    wallet = Wallet()
+    rich, poor = granted(wallet, budget(name="rich"), 100), granted(wallet, budget(name="poor"), 5, account=2)
+    outcome = wallet.reserve([Claim(rich, 10), Claim(poor, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Shortage)
+    assert outcome.purse is poor
+    assert rich.current is not None
+    assert rich.current.reserved == 0
+
+
+def test_an_audit_budget_gives_what_it_has_and_never_refuses() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(enforcement="Audit"), 5)
+    outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Reservation)
+    wallet.settle(outcome, [8], 0.0)
+    assert purse.current is not None
+    assert (purse.current.charged, purse.current.unbacked) == (8, 3)
+
+
+def test_what_an_audit_budget_charged_before_its_account_was_known_is_told_later() -> None:
+    wallet = Wallet()
+    config = budget(enforcement="Audit")
+    purse = wallet.purse(config, "support", "")
+    outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Reservation)
+    wallet.settle(outcome, [7], 0.0)
+    granted(wallet, config, 0)
+    assert purse.current is not None
+    assert (purse.current.charged, purse.current.unbacked) == (7, 7)
+
+
+def test_an_amount_of_zero_is_always_admitted() -> None:
+    wallet = Wallet()
+    purse = wallet.purse(budget(), "support", "")
+    assert isinstance(wallet.reserve([Claim(purse, 0)], NOW_MS, 0.0), Reservation)
+
+
+def test_a_charge_above_the_bound_is_taken_from_what_is_free_and_then_unbacked() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 20)
+    outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Reservation)
+    wallet.settle(outcome, [25], 0.0)
+    assert purse.current is not None
+    assert (purse.current.charged, purse.current.unbacked, purse.current.out) == (25, 5, 0)
+
+
+def test_a_reservation_is_settled_once() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 20)
+    outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Reservation)
+    wallet.settle(outcome, [3], 0.0)
+    wallet.settle(outcome, [3], 0.0)
+    assert purse.current is not None
+    assert (purse.current.charged, purse.current.reserved) == (3, 0)
+
+
+def test_a_request_over_the_windows_end_is_charged_to_the_window_in_which_it_reserved() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 20)
+    old = purse.current
+    outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
+    assert isinstance(outcome, Reservation)
+    late = NOW_MS + DAY + 1
+    assert purse.live(late) is None
+    assert old is not None
+    assert [h.final for h in wallet.statements(late, 0.0, everything=True)] == []
+    wallet.settle(outcome, [4], 0.0)
+    (last,) = wallet.statements(late, 0.0, everything=True)
+    assert (last.final, last.charged, last.returned) == (True, 4, 16)
+    assert not wallet.holdings
+
+
+def test_the_next_window_is_asked_for_before_the_old_one_ends_and_used_from_its_start() -> None:
+    wallet = Wallet()
+    config = budget()
+    purse = granted(wallet, config, 20)
+    wallet.reserve([Claim(purse, 1)], NOW_MS, 0.0)
+    shortly = NOW_MS + DAY - 20_000
+    assert [ask.at for ask in wallet.asks(shortly, 1.0)] == ["Next"]
+    assert list(wallet.asks(shortly, 1.0)) == []
+    following = Window(id=2, start=NOW_MS + DAY, end=NOW_MS + 2 * DAY)
+    label = f"{config.namespace}/{config.name}"
+    wallet.take(AccountAnswer(account=2, budget=label, namespace="support", window=following, granted=9), shortly, 1.0)
+    assert purse.live(shortly) is wallet.holdings[1]
+    assert purse.live(NOW_MS + DAY) is wallet.holdings[2]
+
+
+def test_a_recall_gives_back_all_that_is_free_and_keeps_what_is_reserved() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 100, recall=True)
+    wallet.reserve([Claim(purse, 30)], NOW_MS, 0.0)
+    (told,) = wallet.statements(NOW_MS, 0.0, everything=True)
+    assert (told.returned, told.reserved) == (70, 30)
+
+
+def test_an_account_that_nobody_used_for_a_while_is_given_back_whole() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(per="Workflow"), 100)
+    wallet.forget_idle(NOW_MS, purse.used_at + 31.0)
+    (told,) = wallet.statements(NOW_MS, 31.0, everything=True)
+    assert (told.final, told.returned) == (True, 100)
+    assert not wallet.purses
+
+
+def test_a_budget_that_counts_in_other_windows_asks_again() -> None:
+    wallet = Wallet()
+    granted(wallet, budget(), 100)
+    purse = wallet.purse(budget(time_zone="Europe/Berlin"), "support", "")
+    assert purse.current is None
+    (told,) = wallet.statements(NOW_MS, 0.0, everything=True)
+    assert told.final
+
+
+def test_a_fresh_verdict_refuses_what_it_was_about_and_nothing_smaller() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 0)
+    purse.waiting = purse.first = 50
+    list(wallet.statements(NOW_MS, 0.0, everything=True))
+    granted(wallet, budget(), 0, verdict="Exhausted")
+    lacks = [wallet.reserve([Claim(purse, amount)], NOW_MS, 0.1) for amount in (50, 49)]
+    assert [lack.lack for lack in lacks if isinstance(lack, Shortage)] == ["Exhausted", "Waiting"]
+    stale = wallet.reserve([Claim(purse, 50)], NOW_MS, 0.6)
+    assert isinstance(stale, Shortage)
+    assert stale.lack == "Waiting"
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 120)), max_size=20), st.integers(0, 300))
+def test_charges_and_what_is_out_add_up_to_the_grant(requests: list[tuple[int, int]], grant: int) -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), grant)
+    holding = purse.current
+    assert holding is not None
+    for bound, charge in requests:
+        outcome = wallet.reserve([Claim(purse, bound)], NOW_MS, 0.0)
+        if isinstance(outcome, Reservation):
+            wallet.settle(outcome, [charge], 0.0)
+    assert holding.out + holding.charged - holding.unbacked + holding.returned == grant
+
+
+class WalletMachine(RuleBasedStateMachine):
+    """Any sequence of grants, reservations, extensions, settlements, recalls and messages keeps I4."""
+
+    open_ones = Bundle("open_ones")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wallet = Wallet()
+        self.totals: dict[int, int] = {1: 0, 2: 0}
+        self.claims: dict[int, list[Claim]] = {}
+
+    @initialize(first=st.integers(0, 100), second=st.integers(0, 100))
+    def begin(self, first: int, second: int) -> None:
+        self.configs = {1: budget(name="a"), 2: budget(name="b", enforcement="Audit")}
+        self.purses = {account: self.wallet.purse(config, "support", "") for account, config in self.configs.items()}
+        for account, amount in ((1, first), (2, second)):
+            self.grant(account, amount, recall=False)
+
+    @rule(account=st.sampled_from([1, 2]), amount=st.integers(0, 100), recall=st.booleans())
+    def grant(self, account: int, amount: int, recall: bool) -> None:
+        if account in self.wallet.holdings or self.totals[account] == 0:
+            self.totals[account] += amount
+            granted(self.wallet, self.configs[account], self.totals[account], account, recall=recall)
+
+    @rule(target=open_ones, first=st.integers(0, 60), second=st.integers(0, 60))
+    def reserve(self, first: int, second: int) -> Reservation | None:
+        claims = [Claim(self.purses[1], first), Claim(self.purses[2], second)]
+        outcome = self.wallet.reserve(claims, NOW_MS, 0.0)
+        if isinstance(outcome, Shortage):
+            assert outcome.purse is self.purses[1]
+            return None
+        self.claims[id(outcome)] = claims
+        return outcome
+
+    @rule(reservation=open_ones, more=st.integers(0, 60))
+    def extend(self, reservation: Reservation | None, more: int) -> None:
+        if reservation is not None and not reservation.settled:
+            claims = [Claim(claim.purse, claim.amount + more) for claim in self.claims[id(reservation)]]
+            self.wallet.extend(reservation, claims, NOW_MS, 0.0)
+
+    @rule(reservation=open_ones, charge=st.integers(0, 150))
+    def settle(self, reservation: Reservation | None, charge: int) -> None:
+        if reservation is not None:
+            self.wallet.settle(reservation, [charge, charge], 0.0)
+
+    @rule(everything=st.booleans(), waiting=st.integers(0, 50))
+    def seal(self, everything: bool, waiting: int) -> None:
+        self.purses[1].waiting = self.purses[1].first = waiting
+        before = {account: holding.out for account, holding in self.wallet.holdings.items()}
+        for told in self.wallet.statements(NOW_MS, 0.0, everything=everything):
+            assert told.granted - told.returned - told.charged + told.unbacked >= told.reserved
+            assert not told.final
+            assert told.account in before
+
+    @invariant()
+    def out_covers_what_is_reserved(self) -> None:
+        for holding in self.wallet.holdings.values():
+            assert holding.out >= holding.reserved >= 0
+            assert holding.free >= 0
+            assert holding.open >= 0
+            assert 0 <= holding.unbacked <= holding.charged
+
+
+TestWalletMachine = WalletMachine.TestCase
+TestWalletMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("key", ["", "wf-1"])
+def test_a_purse_is_found_again_by_its_name(key: str) -> None:
+    wallet = Wallet()
+    assert wallet.purse(budget(), "support", key) is wallet.purse(budget(), "support", key)

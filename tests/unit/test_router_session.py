@@ -1,0 +1,178 @@
+"""The session with the ledger: what happens when messages or answers are lost, and when the ledger lost something."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from fairlead_router.budget import Claim, Reservation, Wallet
+from fairlead_router.contract import SyncRequest
+from fairlead_router.lease import Clocks, Outcome, Session
+from fairlead_router.local_lease import LocalLease
+from fairlead_router.metering import Dimension, Spent, UsageBook
+from tests.builders.router import budget, until
+
+
+@dataclass
+class Network:
+    """Carries messages to a ledger, and loses or answers some as told."""
+
+    ledger: LocalLease
+    sent: list[bytes] = field(default_factory=list)
+    applied: list[SyncRequest] = field(default_factory=list)
+    plan: deque[str | tuple[int, bytes]] = field(default_factory=deque)
+
+    async def sync(self, body: bytes) -> tuple[int, bytes]:
+        await asyncio.sleep(0)
+        self.sent.append(body)
+        step = self.plan.popleft() if self.plan else "pass"
+        if isinstance(step, tuple):
+            return step
+        if step == "lose request":
+            raise ConnectionResetError
+        message = msgspec.json.decode(body, type=SyncRequest)
+        if not self.applied or self.applied[-1].seq < message.seq or self.applied[-1].session != message.session:
+            self.applied.append(message)
+        answer = await self.ledger.sync(body)
+        if step == "lose answer":
+            raise TimeoutError
+        return answer
+
+
+@dataclass
+class Desk:
+    """A session with its network."""
+
+    session: Session
+    network: Network
+    book: UsageBook
+    boot: list[float]
+
+    async def reserve(self, amount: int) -> Outcome:
+        """Reserve, waiting if needed."""
+        claims = [Claim(self.session.wallet.purse(budget(), "support", ""), amount)]
+        outcome = self.session.reserve(claims)
+        if isinstance(outcome, Reservation) or outcome is None:
+            return outcome
+        told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        assert self.session.wait(claims, told.set_result) is not None
+        return await told
+
+
+@contextlib.asynccontextmanager
+async def desk(limit: int = 1_000) -> AsyncIterator[Desk]:
+    loop = asyncio.get_running_loop()
+    network = Network(LocalLease({"support/support": limit}, lambda: int(time.time() * 1000)))
+    boot = [0.0]
+    book, ids = UsageBook(), iter(f"s{index}" for index in range(99))
+    session = Session(
+        transport=network,
+        wallet=Wallet(),
+        clocks=Clocks(loop.time, lambda: loop.time() + boot[0], time.time),
+        new_id=lambda: next(ids),
+        usage=book.take,
+        report=lambda _: None,
+    )
+    task = asyncio.create_task(session.run())
+    try:
+        yield Desk(session, network, book, boot)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", ["lose request", "lose answer"])
+async def test_a_message_that_was_not_answered_is_sent_again_with_the_same_bytes(fault: str) -> None:
+    async with desk() as at:
+        await until(lambda: at.network.applied, "the first message")
+        at.network.plan.append(fault)
+        outcome = await at.reserve(100)
+        assert isinstance(outcome, Reservation)
+        lost = at.network.sent[1]
+        assert at.network.sent[2] == lost
+        assert [message.seq for message in at.network.applied] == list(range(1, len(at.network.applied) + 1))
+
+
+async def test_usage_is_told_once_although_its_answer_was_lost() -> None:
+    async with desk() as at:
+        await until(lambda: at.network.applied, "the first message")
+        dimension = Dimension("support", "sa:web", "", "chat", "a/b", "h100", "all", "Usage", 1)
+        at.book.add(0, dimension, Spent(1, 0, 1, 7))
+        at.network.plan.append("lose answer")
+        at.session.kick()
+        await until(lambda: len(at.network.sent) > 3, "the messages after it")
+        assert [line.nano_usd for message in at.network.applied for line in message.usage] == [7]
+
+
+async def test_a_ledger_that_lost_messages_is_told_them_again_without_asking() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(100), Reservation)
+        await until(lambda: len(at.network.sent) >= 2, "the second message")
+        at.network.plan.append((409, b'{"expected":2}'))
+        at.session.kick()
+        await until(lambda: any(b'"rewind":true' in body for body in at.network.sent), "the rewound message")
+        again = [msgspec.json.decode(body, type=SyncRequest) for body in at.network.sent if b'"rewind":true' in body]
+        assert again[0].seq == 2
+        assert {message.session for message in again} == {"s0"}
+
+
+async def test_a_session_that_the_ledger_closed_is_followed_by_a_new_one_that_holds_nothing() -> None:
+    async with desk() as at:
+        reservation = await at.reserve(100)
+        assert isinstance(reservation, Reservation)
+        at.network.plan.append((410, b'{"reason":"Taken"}'))
+        at.session.kick()
+        await until(lambda: any(message.session == "s1" for message in at.network.applied), "the new session")
+        assert all(holding.granted == 0 for holding in at.session.wallet.holdings.values())
+        at.session.settle(reservation, [50])
+        first = next(message for message in at.network.applied if message.session == "s1")
+        assert first.seq == 1
+
+
+async def test_a_lease_that_ran_out_is_not_spent() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(100), Reservation)
+        at.network.plan.extend(["lose request"] * 50)
+        at.boot[0] = 301.0
+        at.session.kick()
+        await until(lambda: not at.session.reachable(), "the ledger's absence")
+        assert await at.reserve(1) is None
+
+
+async def test_a_fenced_session_waits_for_a_ledger_that_is_there() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(100), Reservation)
+        at.boot[0] = 301.0
+        assert isinstance(await at.reserve(1), Reservation)
+
+
+async def test_money_that_another_request_gives_back_serves_who_waits_first() -> None:
+    async with desk(100) as at:
+        first = await at.reserve(100)
+        assert isinstance(first, Reservation)
+        claims = [Claim(at.session.wallet.purse(budget(), "support", ""), 60)]
+        told: list[Outcome] = []
+        assert at.session.wait(claims, told.append) is not None
+        at.session.settle(first, [10])
+        assert isinstance(told[0], Reservation)
+
+
+async def test_a_goodbye_returns_everything_and_says_so() -> None:
+    async with desk() as at:
+        reservation = await at.reserve(100)
+        assert isinstance(reservation, Reservation)
+        at.session.settle(reservation, [40])
+        task = next(task for task in asyncio.all_tasks() if "Session.run" in repr(task))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await at.session.close(1)
+        last = at.network.applied[-1]
+        assert last.close is not None
+        assert last.close.complete
+        assert sum(holding.charged for holding in last.holdings) == 40
+        assert sum(holding.reserved for holding in last.holdings) == 0
