@@ -212,6 +212,7 @@ def _budget(one: BudgetInput) -> BudgetConfig:
         enforcement=one.budget.spec.enforcement,
         price_known=one.price_known or limit.unit != "USD",
         window_ms=WINDOW_MS[limit.period],
+        time_zone=limit.time_zone,
     )
 
 

@@ -1,0 +1,1 @@
+"""The operator and the ledger of Fairlead."""

@@ -1,0 +1,1 @@
+"""The command line: reads and explains, with no power of its own."""

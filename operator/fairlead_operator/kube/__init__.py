@@ -1,0 +1,1 @@
+"""Kubernetes: one session, reflectors, the work queue, the Lease, Events."""

@@ -1,0 +1,66 @@
+"""What the leader remembers between reconciles: values by name, lost at a restart and learned again."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fairlead_operator.decide.rates import PoolCard
+from fairlead_operator.decide.replicas import STARTS_REMEMBERED, Memory
+from fairlead_router.contract import SpendAnswer
+
+BudgetsVersion = tuple[int, int]
+PODS_REMEMBERED = 4096
+"""More than a pool can have; a pod that is forgotten would be counted again."""
+
+
+@dataclass(slots=True)
+class Starts:
+    """How long the last pods took from their creation to ready; each pod counts once."""
+
+    counted: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    measured: tuple[int, ...] = ()
+    """Milliseconds of the newest starts."""
+
+    def note(self, ready: Mapping[str, int]) -> dict[str, int]:
+        """Add the pods (uid → milliseconds) that were not counted yet, and answer which they are."""
+        new = {uid: took for uid, took in ready.items() if uid not in self.counted}
+        self.counted.update(dict.fromkeys(new))
+        while len(self.counted) > PODS_REMEMBERED:
+            self.counted.popitem(last=False)
+        self.measured = (*self.measured, *new.values())[-STARTS_REMEMBERED:]
+        return new
+
+
+@dataclass(slots=True)
+class PoolBook:
+    """One pool."""
+
+    memory: Memory
+    starts: Starts = field(default_factory=Starts)
+
+
+@dataclass(slots=True)
+class Books:
+    """Everything that is remembered. ``cards`` is complete once ``cards_known`` is set."""
+
+    pools: dict[str, PoolBook] = field(default_factory=dict)
+    cards: dict[str, PoolCard] = field(default_factory=dict)
+    cards_known: bool = False
+    cost_per_thousand: dict[str, int] = field(default_factory=dict)
+    spend: dict[str, SpendAnswer] = field(default_factory=dict)
+    ledger_answered_ms: int = 0
+    budgets_version: BudgetsVersion = (0, 0)
+    """The newest version that the ledger has taken."""
+    budget_in: dict[str, BudgetsVersion] = field(default_factory=dict)
+    """The version with which each budget reached the ledger as it is now."""
+
+    def pool(self, key: str, now_ms: int) -> PoolBook:
+        """The book of a pool, opened now if there is none."""
+        if key not in self.pools:
+            self.pools[key] = PoolBook(Memory(since_ms=now_ms))
+        return self.pools[key]
+
+    def close_pool(self, key: str) -> None:
+        """The pool is gone."""
+        self.pools.pop(key, None)
+        self.cost_per_thousand.pop(key, None)

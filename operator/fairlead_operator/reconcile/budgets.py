@@ -1,0 +1,14 @@
+"""Which budgets go to the ledger, and whom each covers."""
+
+import msgspec
+
+from fairlead_operator.reconcile.configuration import Picture
+from fairlead_operator.render.ledger_budgets import ledger_budget
+from fairlead_router.contract import LedgerBudget
+
+
+def wanted_budgets(picture: Picture) -> tuple[LedgerBudget, ...]:
+    """Every budget that can be counted, in one order."""
+    return tuple(
+        msgspec.structs.replace(ledger_budget(one.budget), namespaces=one.namespaces) for one in picture.countable
+    )

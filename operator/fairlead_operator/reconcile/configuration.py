@@ -1,0 +1,184 @@
+"""Compiles the routers' configuration from a snapshot; every replica does, and all come to the same bytes.
+
+What only the leader measures (how long a start takes, what context an engine reports) reaches the others through
+annotations of the pools' Deployments, so it also outlives a restart and a pool at zero.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from zoneinfo import available_timezones
+
+from fairlead_operator.api.v1alpha1 import ModelPool, Reason
+from fairlead_operator.api.v1alpha1.modelpool import Rate
+from fairlead_operator.clock import Clock
+from fairlead_operator.config_feed import ConfigFeed
+from fairlead_operator.decide.budgets import budget_problems
+from fairlead_operator.decide.models import Callers, resolve_models
+from fairlead_operator.decide.problems import Problem
+from fairlead_operator.decide.rates import PoolCard, Rates
+from fairlead_operator.decide.replicas import DEFAULT_COLD_START_MS
+from fairlead_operator.kube.cluster import Cluster, Snapshot
+from fairlead_operator.kube.resources import DEPLOYMENTS
+from fairlead_operator.render.ledger_budgets import covered_namespaces
+from fairlead_operator.render.router_config import (
+    BudgetInput,
+    PolicyInput,
+    PoolInput,
+    ReleaseInput,
+    compile_config,
+    compile_endpoints,
+)
+from fairlead_operator.settings import Settings
+from fairlead_operator.units import parse_usd
+from fairlead_router.contract import Issuer
+
+log = logging.getLogger(__name__)
+
+CONTEXT = "fairlead.dev/reported-context-tokens"
+COLD_START = "fairlead.dev/cold-start-ms"
+DEBOUNCE_S = 0.05
+NANO_PER_MICRO = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the last compilation was made of, for those who write statuses."""
+
+    snapshot: Snapshot
+    inputs: Mapping[str, PoolInput]
+    callers: Mapping[str, Callers]
+    budgets: Mapping[str, BudgetInput]
+    refused: Mapping[str, tuple[Problem, ...]]
+    """What is wrong with budgets, by namespace/name."""
+
+    @property
+    def countable(self) -> list[BudgetInput]:
+        """The budgets that ledger and routers are told of: all whose windows can be computed."""
+        return [one for key, one in sorted(self.budgets.items()) if not uncountable(self.refused[key])]
+
+
+def measured(snapshot: Snapshot, pool: ModelPool, annotation: str) -> int:
+    """The largest number that an annotation of the pool's Deployments holds; 0 = none."""
+    names = [f"{pool.name}-{variant.name}" for variant in pool.spec.variants]
+    live = [snapshot.children.get((DEPLOYMENTS.kind, pool.namespace, name)) for name in names]
+    texts = [str((body["metadata"].get("annotations") or {}).get(annotation, "")) for body in live if body is not None]
+    return max((int(text) for text in texts if text.isdigit()), default=0)
+
+
+def card_in_force(pool: ModelPool) -> PoolCard | None:
+    """The pool's card as its status says: that is where every replica reads it."""
+    rate = pool.status.rate
+    if rate is None or rate.version is None:
+        return None
+    return PoolCard(rate.version, rates_of(rate), rate.source or "", 0)
+
+
+def rates_of(rate: Rate) -> Rates:
+    """USD for a million tokens with six places are pico-USD for one token, exactly."""
+    texts = (rate.prompt_per_million_tokens, rate.cached_prompt_per_million_tokens, rate.output_per_million_tokens)
+    return Rates(*(parse_usd(text or "0") // NANO_PER_MICRO for text in texts))
+
+
+def compile_all(snapshot: Snapshot, settings: Settings) -> Picture:
+    """The inputs of the configuration, from the snapshot alone."""
+    inputs = {
+        key: PoolInput(
+            pool=pool,
+            card=card_in_force(pool),
+            reported_context=measured(snapshot, pool, CONTEXT),
+            cold_start_ms=measured(snapshot, pool, COLD_START) or DEFAULT_COLD_START_MS,
+        )
+        for key, pool in snapshot.pools.items()
+    }
+    callers = resolve_models(list(snapshot.policies.values()), snapshot.namespaces, settings.platform_namespaces)
+    # A pool without a card is refused by itself: one of them must not shut a budget for all the others.
+    budgets = {
+        key: BudgetInput(budget, covered_namespaces(budget, snapshot.namespaces, settings.platform_namespaces))
+        for key, budget in snapshot.budgets.items()
+    }
+    refused = {
+        key: budget_problems(budget, settings.platform_namespaces, zones()) for key, budget in snapshot.budgets.items()
+    }
+    return Picture(snapshot, inputs, callers, budgets, refused)
+
+
+@cache
+def zones() -> frozenset[str]:
+    """All time zones; reading them takes longer than a compilation."""
+    return frozenset(available_timezones())
+
+
+def uncountable(problems: tuple[Problem, ...]) -> bool:
+    """Whether a budget's windows cannot be computed; it must not keep the others out of the ledger."""
+    return any(problem.reason == Reason.UNKNOWN_TIME_ZONE for problem in problems)
+
+
+def unpriced(
+    snapshot: Snapshot, inputs: Mapping[str, PoolInput], callers: Mapping[str, Callers], covered: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The pools without a rate card that callers of the covered namespaces may be routed to."""
+    reached = {
+        f"{policy.namespace}/{ref.name}"
+        for key, policy in snapshot.policies.items()
+        if (allowed := callers[key].namespaces) is None or set(allowed) & set(covered)
+        for route in policy.spec.routes
+        for ref in route.pool_refs
+    }
+    return tuple(sorted(key for key in reached if key in inputs and inputs[key].card is None))
+
+
+class Compiler:
+    """Keeps the feed in step with the cluster."""
+
+    def __init__(
+        self, cluster: Cluster, feed: ConfigFeed, settings: Settings, issuers: Callable[[], tuple[Issuer, ...]]
+    ) -> None:
+        self._cluster = cluster
+        self._feed = feed
+        self._settings = settings
+        self._issuers = issuers
+        self._done: tuple[Picture, tuple[Issuer, ...]] | None = None
+        self._kick = asyncio.Event()
+
+    def kick(self) -> None:
+        """Something changed: compile soon."""
+        self._kick.set()
+
+    def refresh(self) -> Picture:
+        """Compile now unless nothing changed since the last time; the reconcilers call it before they judge."""
+        snapshot, issuers = self._cluster.snapshot(), self._issuers()
+        if self._done is not None and self._done[0].snapshot is snapshot and self._done[1] == issuers:
+            return self._done[0]
+        compiled = compile_all(snapshot, self._settings)
+        config = compile_config(
+            list(compiled.inputs.values()),
+            [PolicyInput(policy, compiled.callers[key]) for key, policy in snapshot.policies.items()],
+            compiled.countable,
+            self._release(issuers),
+        )
+        self._feed.publish(config, compile_endpoints(sorted(compiled.inputs), snapshot.pods))
+        self._done = (compiled, issuers)
+        return compiled
+
+    def _release(self, issuers: tuple[Issuer, ...]) -> ReleaseInput:
+        return ReleaseInput(
+            issuers=issuers,
+            platform_namespaces=self._settings.platform_namespaces,
+            release_namespace=self._settings.namespace,
+            unbudgeted_namespaces=self._settings.unbudgeted_namespaces,
+        )
+
+    async def run(self, clock: Clock) -> None:
+        """Compile after each change, many changes at once, until cancelled."""
+        await self._cluster.wait_synced()
+        while True:
+            self._kick.clear()
+            try:
+                self.refresh()
+            except Exception:
+                log.exception("the configuration was not compiled; routers keep the last one")
+            await self._kick.wait()
+            await clock.sleep(DEBOUNCE_S)

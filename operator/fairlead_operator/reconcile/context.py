@@ -1,0 +1,88 @@
+"""What every reconciler works with."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fairlead_operator.clock import Clock
+from fairlead_operator.config_feed import ConfigFeed
+from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.signals import STALE_MS, Report, Router
+from fairlead_operator.kube.api import Api
+from fairlead_operator.kube.cluster import Cluster, Snapshot
+from fairlead_operator.kube.events import Recorder
+from fairlead_operator.kube.queue import WorkQueue
+from fairlead_operator.ledger_client import LedgerClient
+from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.reconcile.books import Books
+from fairlead_operator.reconcile.children import Children
+from fairlead_operator.reconcile.configuration import Compiler
+from fairlead_operator.reconcile.statuses import Statuses
+from fairlead_operator.settings import Settings
+from fairlead_operator.signals.scrape import Scraper, Target
+from fairlead_operator.telemetry import Telemetry
+from fairlead_router.contract import Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts, built once in main.py."""
+
+    api: Api
+    cluster: Cluster
+    compiler: Compiler
+    feed: ConfigFeed
+    scraper: Scraper
+    prices: PriceFile
+    ledger: LedgerClient
+    books: Books
+    children: Children
+    statuses: Statuses
+    recorder: Recorder
+    queue: WorkQueue
+    telemetry: Telemetry
+    settings: Settings
+    clock: Clock
+
+
+def routers_of(snapshot: Snapshot) -> tuple[Router, ...]:
+    """The routers that take requests and therefore should report: gateways, and the sidecars of pools' pods."""
+    gateways = [Router(pod.key, "", pod.terminating) for pod in snapshot.gateways if pod.ready]
+    sidecars = [Router(pod.key, pod.pool, pod.terminating) for pod in snapshot.pods if _serves(pod)]
+    return (*gateways, *sidecars)
+
+
+def targets_of(snapshot: Snapshot) -> list[Target]:
+    """Every router that may answer, those that start or drain too."""
+    pods = (*snapshot.gateways, *snapshot.pods)
+    return [Target(pod.key, pod.ip) for pod in pods if pod.ip and pod.phase == "Running"]
+
+
+def fresh(report: Report | None, now_ms: int, stale_ms: int) -> bool:
+    """Whether a router's last answer still says something about now."""
+    return report is not None and report.signals is not None and now_ms - report.received_ms <= stale_ms
+
+
+def _serves(pod: PodFact) -> bool:
+    return pod.ready or (pod.router_ready and pod.phase == "Running")
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """How many routers there are, and how many of them have what they should."""
+
+    total: int
+    confirmed: int
+
+
+def confirmations(context: Context, namespaces: Iterable[str], has: Callable[[str, Signals], bool]) -> Confirmed:
+    """Ask the last report of every router in these namespaces; a router without a fresh one has confirmed nothing."""
+    snapshot, now, reports = context.cluster.snapshot(), context.clock.now_ms(), context.scraper.reports
+    places = frozenset(namespaces)
+    routers = [one.router for one in routers_of(snapshot) if not one.terminating and _namespace(one.router) in places]
+    told = [(router, reports[router].signals) for router in routers if fresh(reports.get(router), now, STALE_MS)]
+    confirmed = sum(signals is not None and has(_namespace(router), signals) for router, signals in told)
+    return Confirmed(len(routers), confirmed)
+
+
+def _namespace(router: str) -> str:
+    return router.partition("/")[0]

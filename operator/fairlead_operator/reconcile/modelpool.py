@@ -1,0 +1,370 @@
+"""A ModelPool becomes Deployments, Services and a PodDisruptionBudget, and says in its status why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fairlead_operator.api.v1alpha1 import ModelPool, Reason
+from fairlead_operator.decide import replicas
+from fairlead_operator.decide.facts import PodFact, live_pods
+from fairlead_operator.decide.pricing import PriceList, VariantPrice, hardware_of, price_variant
+from fairlead_operator.decide.problems import Problem, errors
+from fairlead_operator.decide.rates import SOURCE_SEED, PoolCard, card_row, next_card, pool_rates
+from fairlead_operator.decide.replicas import Decision
+from fairlead_operator.decide.signals import Load, Report, pool_load
+from fairlead_operator.decide.variants import VariantOption, variant_options
+from fairlead_operator.errors import ApiError, ForbiddenError, LedgerError, OverloadedError, RefusedError
+from fairlead_operator.kube.api import Object
+from fairlead_operator.kube.cluster import Snapshot
+from fairlead_operator.kube.queue import Key
+from fairlead_operator.kube.resources import DEPLOYMENTS, MODEL_POOLS
+from fairlead_operator.reconcile.children import NameTakenError
+from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, card_in_force, measured
+from fairlead_operator.reconcile.context import Context, routers_of
+from fairlead_operator.render.deployment import TemplatePlan, deployment, plan_template, validate_pool
+from fairlead_operator.render.objects import deployment_name
+from fairlead_operator.render.pod_template import Images, RenderSettings
+from fairlead_operator.render.services import pool_disruption_budget, pool_headless_service, pool_service
+from fairlead_operator.settings import Settings
+from fairlead_operator.status.events import (
+    Event,
+    events_of_modelpool,
+    events_of_pods,
+    replica_ready,
+    scaled,
+    warnings_of,
+)
+from fairlead_operator.status.modelpool import PoolView, modelpool_status
+from fairlead_operator.status.pods import rollout_of
+from fairlead_router.contract import PutCards
+
+NAME_CONFLICT = "NameConflict"
+FORBIDDEN = "Forbidden"
+INTERNAL = 500
+COLD_START_STEP_MS = 5_000
+"""Measured starts are rounded up to this, so that a second more or less changes no configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is known of one pool when it is decided about."""
+
+    pool: ModelPool
+    raw: Object
+    snapshot: Snapshot
+    pods: tuple[PodFact, ...]
+    deployments: Mapping[str, Object]
+    """Live Deployments by variant."""
+    prices: PriceList
+    variant_prices: Mapping[str, VariantPrice]
+    load: Load
+    reported_context: int
+    cold_start_ms: int
+    started: Mapping[str, int]
+    """Pods that became ready since the last look: uid → milliseconds."""
+    now_ms: int
+
+
+class PoolReconciler:
+    """Reconciles one pool at a time."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+        self._images = Images(router=context.settings.router_image, engine=context.settings.engine_image)
+        self._render = render_settings(context.settings)
+
+    def observe(self) -> None:
+        """After a scrape round: remember each pool's demand and wake its reconciler."""
+        snapshot, now = self._c.cluster.snapshot(), self._c.clock.now_ms()
+        routers, reports = routers_of(snapshot), self._c.scraper.reports
+        for key, pool in snapshot.pools.items():
+            book = self._c.books.pool(key, now)
+            load = pool_load(key, replicas.slots_of(pool.spec), routers, reports, now)
+            window = replicas.window_ms(replicas.cold_start_ms(book.starts.measured))
+            book.memory = replicas.remember(book.memory, load, now, window)
+            self._c.queue.add(Key(MODEL_POOLS.kind, pool.namespace, pool.name))
+
+    async def __call__(self, key: Key) -> None:
+        """Bring one pool to what its spec says."""
+        # 1. Gather.
+        snapshot = self._c.cluster.snapshot()
+        raw, pool = snapshot.raw.get(key), snapshot.pools.get(f"{key.namespace}/{key.name}")
+        if raw is None or pool is None or pool.metadata.deletion_timestamp:
+            self._forget(key, raw)
+            return
+        facts = self._gather(snapshot, raw, pool)
+        # 2. Decide.
+        card = await self._card(facts)
+        options = variant_options(pool.spec, _wanted(facts.deployments), _replica_prices(facts))
+        decision = self._decide(facts, options)
+        problems = validate_pool(pool)
+        accepted = not errors(problems)
+        plans = plan_templates(facts, self._images, self._render, accepted=accepted)
+        # 3. Act. What is not accepted keeps running as it was, and is still scaled.
+        refused = await self._apply(facts, decision, plans, accepted=accepted)
+        if refused or not (accepted or facts.deployments):
+            decision = standing(decision, options)
+        # 4. Report.
+        await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card))
+
+    def _forget(self, key: Key, raw: Object | None) -> None:
+        self._c.books.close_pool(f"{key.namespace}/{key.name}")
+        if raw is not None:
+            self._c.children.forget(key.namespace, raw["metadata"]["uid"])
+            self._c.statuses.forget(raw["metadata"]["uid"])
+
+    def _gather(self, snapshot: Snapshot, raw: Object, pool: ModelPool) -> Facts:
+        now, prices = self._c.clock.now_ms(), self._c.prices.read()
+        pods = live_pods(snapshot.pods, pool.key)
+        book = self._c.books.pool(pool.key, now)
+        started = book.starts.note(starts(snapshot, pods))
+        reports = self._c.scraper.reports
+        nodes = list(snapshot.nodes.values())
+        hardware = [hardware_of(pool.spec, variant) for variant in pool.spec.variants]
+        return Facts(
+            pool=pool,
+            raw=raw,
+            snapshot=snapshot,
+            pods=pods,
+            deployments=self._deployments(snapshot, pool),
+            prices=prices,
+            variant_prices={
+                one.name: price_variant(prices, one, [pod for pod in pods if pod.variant == one.name], nodes, now)
+                for one in hardware
+            },
+            load=pool_load(pool.key, replicas.slots_of(pool.spec), routers_of(snapshot), reports, now),
+            reported_context=reported_context(pods, reports) or measured(snapshot, pool, CONTEXT),
+            cold_start_ms=self._cold_start(snapshot, pool, book.starts.measured),
+            started=started,
+            now_ms=now,
+        )
+
+    def _deployments(self, snapshot: Snapshot, pool: ModelPool) -> dict[str, Object]:
+        found = {
+            variant.name: self._c.children.live(
+                snapshot, DEPLOYMENTS.kind, pool.namespace, deployment_name(pool.name, variant.name)
+            )
+            for variant in pool.spec.variants
+        }
+        return {name: body for name, body in found.items() if body is not None}
+
+    def _cold_start(self, snapshot: Snapshot, pool: ModelPool, taken: Sequence[int]) -> int:
+        """What was measured by this process, else what an earlier one wrote down, else the default."""
+        if not taken:
+            return measured(snapshot, pool, COLD_START) or replicas.DEFAULT_COLD_START_MS
+        return -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS) * COLD_START_STEP_MS
+
+    def _decide(self, facts: Facts, options: tuple[VariantOption, ...]) -> Decision:
+        return replicas.decide(
+            replicas.Inputs(
+                bounds=replicas.bounds_of(facts.pool.spec),
+                options=options,
+                slots=replicas.slots_of(facts.pool.spec),
+                load=facts.load,
+                memory=self._c.books.pool(facts.pool.key, facts.now_ms).memory,
+                cold_start_ms=facts.cold_start_ms,
+                now_ms=facts.now_ms,
+                ready=sum(pod.ready and not pod.terminating for pod in facts.pods),
+            )
+        )
+
+    async def _card(self, facts: Facts) -> PoolCard | None:
+        """The rate card in force. A new version counts only after the ledger has it: charges name it for ever."""
+        books, key = self._c.books, facts.pool.key
+        last = books.cards.get(key) if books.cards_known else card_in_force(facts.pool)
+        hardware = [hardware_of(facts.pool.spec, variant) for variant in facts.pool.spec.variants]
+        card = next_card(last, pool_rates(facts.prices, hardware, facts.variant_prices), SOURCE_SEED, facts.now_ms)
+        if card is None or card == last:
+            return card
+        if not books.cards_known:
+            return last
+        try:
+            await self._c.ledger.put_cards(PutCards(cards=(card_row(key, card),)))
+        except LedgerError:
+            return last
+        books.cards[key] = card
+        return card
+
+    async def _apply(
+        self, facts: Facts, decision: Decision, plans: Mapping[str, TemplatePlan], *, accepted: bool
+    ) -> tuple[Problem, ...]:
+        """Write the children; what the API server does not take becomes a problem of the pool."""
+        pool, uid = facts.pool, facts.pool.metadata.uid
+        try:
+            for body in bodies_of(facts, decision, plans, accepted=accepted):
+                await self._c.children.ensure(facts.snapshot, uid, body)
+            if accepted:
+                keep = {deployment_name(pool.name, variant.name) for variant in pool.spec.variants}
+                await self._c.children.prune(facts.snapshot, uid, pool.namespace, pool.name, keep)
+        except NameTakenError as error:
+            return (Problem(NAME_CONFLICT, str(error)),)
+        except RefusedError as error:
+            return (
+                Problem(Reason.INVALID_POD_TEMPLATE, f"The API server refuses {error.what}: {error.message}", "spec"),
+            )
+        except ForbiddenError as error:
+            return (Problem(FORBIDDEN, forbidden(error)),)
+        except OverloadedError as error:
+            # For a field of the wrong type the API server answers 500, not 422, to an apply.
+            if error.status != INTERNAL or pool.spec.pod_template is None:
+                raise
+            return (refused_template(error),)
+        return ()
+
+    async def _report(self, facts: Facts, outcome: "Outcome") -> None:
+        """Status and Events, and the counter of decisions."""
+        raw, old = facts.raw, self._c.statuses.present(facts.raw)
+        status = modelpool_status(self._view(facts, outcome), old, facts.now_ms)
+        if outcome.decision.changed:
+            self._c.telemetry.decisions.labels(facts.pool.key, outcome.decision.reason).inc()
+        for event in events_of(facts, outcome, old, status):
+            await self._c.recorder.tell(raw, event)
+        again = await self._c.statuses.write(MODEL_POOLS, raw, status)
+        if again:
+            self._c.queue.add_after(Key(MODEL_POOLS.kind, facts.pool.namespace, facts.pool.name), again)
+
+    def _view(self, facts: Facts, outcome: "Outcome") -> PoolView:
+        reports = [report.signals for report in self._c.scraper.reports.values() if report.signals is not None]
+        seen = [one for signals in reports for one in signals.pools if one.pool == facts.pool.key]
+        return PoolView(
+            pool=facts.pool,
+            problems=outcome.problems,
+            decision=outcome.decision,
+            load=facts.load,
+            pods=facts.pods,
+            prices=facts.variant_prices,
+            card=outcome.card,
+            plans=outcome.plans,
+            cold_start_ms=facts.cold_start_ms,
+            cost_per_thousand=self._c.books.cost_per_thousand.get(facts.pool.key),
+            ttft_ms=max((one.ttft_ms_p99 for one in seen), default=0),
+            tpot_ms=max((one.tpot_ms_p99 for one in seen), default=0),
+            deployments=facts.deployments,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was decided and what came of it."""
+
+    problems: tuple[Problem, ...]
+    decision: Decision
+    options: tuple[VariantOption, ...]
+    plans: Mapping[str, TemplatePlan]
+    card: PoolCard | None
+
+
+def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Everything that is worth an Event; what was told before is dropped where Events are written."""
+    change = scaled(outcome.decision, outcome.options)
+    pods = {pod.uid: pod for pod in facts.pods}
+    started = [replica_ready(pods[uid], took) for uid, took in facts.started.items()]
+    return (
+        *([change] if change is not None else []),
+        *events_of_modelpool(old, new),
+        *warnings_of(outcome.problems),
+        *started,
+        *events_of_pods(facts.pods),
+    )
+
+
+def render_settings(settings: Settings) -> RenderSettings:
+    """What is written into every pool's router."""
+    return RenderSettings(
+        release_namespace=settings.namespace,
+        operator_url=settings.operator_url,
+        ledger_url=settings.ledger_url,
+        platform_namespaces=settings.platform_namespaces,
+    )
+
+
+def plan_templates(
+    facts: Facts, images: Images, settings: RenderSettings, *, accepted: bool
+) -> dict[str, TemplatePlan]:
+    """The pod template of each variant: kept as it runs unless the spec asks for another, one variant at a time."""
+    plans: dict[str, TemplatePlan] = {}
+    busy = {name for name, body in facts.deployments.items() if rolling(body)}
+    for variant in facts.pool.spec.variants:
+        live = facts.deployments.get(variant.name)
+        annotations = None if live is None else live["metadata"].get("annotations") or {}
+        hold = not accepted or bool(busy - {variant.name})
+        plan = plan_template(facts.pool, variant, images, settings, annotations, hold=hold)
+        if plan.changed:
+            busy.add(variant.name)
+        plans[variant.name] = plan
+    return plans
+
+
+def rolling(body: Object) -> bool:
+    """Whether pods are still being replaced, or the controller has not yet looked at the last change."""
+    seen = int((body.get("status") or {}).get("observedGeneration") or 0)
+    return seen < int(body["metadata"].get("generation") or 0) or rollout_of(body).running
+
+
+def standing(decision: Decision, options: tuple[VariantOption, ...]) -> Decision:
+    """The decision when it could not be carried out: everything stays as it is."""
+    counts = tuple((option.name, option.current) for option in options)
+    return replace(
+        decision, replicas=decision.current, counts=counts, cost_per_hour_after=decision.cost_per_hour_before
+    )
+
+
+def bodies_of(facts: Facts, decision: Decision, plans: Mapping[str, TemplatePlan], *, accepted: bool) -> list[Object]:
+    """The objects that the pool becomes; of a spec that is not accepted, only the Deployments that are there."""
+    pool, counts = facts.pool, dict(decision.counts)
+    deployments = [
+        annotated(deployment(pool, variant, plans[variant.name], counts.get(variant.name, 0)), facts)
+        for variant in pool.spec.variants
+        if accepted or variant.name in facts.deployments
+    ]
+    others = [pool_service(pool), pool_headless_service(pool), pool_disruption_budget(pool)] if accepted else []
+    return [*deployments, *others]
+
+
+def annotated(body: Object, facts: Facts) -> Object:
+    """The Deployment with what was measured, for the other replicas and for the time after a restart."""
+    meta = dict(body["metadata"])
+    notes: dict[str, Any] = dict(meta.get("annotations") or {})
+    if facts.reported_context:
+        notes[CONTEXT] = str(facts.reported_context)
+    if facts.cold_start_ms != replicas.DEFAULT_COLD_START_MS:
+        notes[COLD_START] = str(facts.cold_start_ms)
+    return {**body, "metadata": {**meta, "annotations": notes}}
+
+
+def starts(snapshot: Snapshot, pods: Sequence[PodFact]) -> dict[str, int]:
+    """Milliseconds from creation to ready, by uid, of the pods that are ready and never restarted."""
+    return {
+        pod.uid: pod.ready_ms - created
+        for pod in pods
+        if pod.ready and pod.restarts == 0 and pod.ready_ms is not None
+        if (created := snapshot.created_ms.get(pod.key, 0))
+    }
+
+
+def reported_context(pods: Sequence[PodFact], reports: Mapping[str, Report]) -> int:
+    """The smallest context that the pool's engines report; 0 = none has yet."""
+    signals = [report.signals for pod in pods if (report := reports.get(pod.key)) is not None]
+    return min((one.max_context_tokens for one in signals if one is not None and one.max_context_tokens), default=0)
+
+
+def refused_template(error: ApiError) -> Problem:
+    """What the API server says against a rendered object; what is rendered can be wrong only through podTemplate."""
+    text = f"The API server refuses {error.what}: {error.message}"
+    return Problem(Reason.INVALID_POD_TEMPLATE, text, "spec.podTemplate")
+
+
+def forbidden(error: ForbiddenError) -> str:
+    """What is not allowed, and who can allow it."""
+    return (
+        f"The operator may not {error.verb} {error.what}: {error.message} "
+        "Grant it to ServiceAccount fairlead-operator, or install the chart's ClusterRole again."
+    )
+
+
+def _wanted(deployments: Mapping[str, Object]) -> dict[str, int]:
+    return {name: int(body["spec"].get("replicas") or 0) for name, body in deployments.items()}
+
+
+def _replica_prices(facts: Facts) -> dict[str, int | None]:
+    return {name: price.replica for name, price in facts.variant_prices.items()}
