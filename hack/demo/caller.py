@@ -18,6 +18,8 @@ from typing import Any
 import openai
 
 TOKEN = Path("/var/run/secrets/fairlead/token")
+Answer = tuple[dict[str, str], dict[str, Any], str]
+"""Headers, usage, and the price in USD as it was told."""
 WORDS = "the quick brown fox jumps over the lazy dog and then looks for a cheaper way around "
 
 
@@ -38,13 +40,10 @@ class Tally:
 
 def call(client: openai.OpenAI, args: argparse.Namespace, tally: Tally) -> bool:
     """Send one request; false when its budget refused it."""
-    messages: Any = [{"role": "user", "content": prompt(args.prompt_words)}]
     with tally.lock:
         tally.sent += 1
     try:
-        answer = client.chat.completions.with_raw_response.create(
-            model=args.model, messages=messages, max_tokens=args.max_tokens, extra_body={"ignore_eos": args.ignore_eos}
-        )
+        headers, usage, cost = (streamed if args.stream else whole)(client, args)
     except openai.APIStatusError as error:
         return refused(error, tally)
     except openai.OpenAIError as error:
@@ -52,8 +51,41 @@ def call(client: openai.OpenAI, args: argparse.Namespace, tally: Tally) -> bool:
             tally.codes[type(error).__name__] += 1
             tally.failures.append(repr(error)[:300])
         return True
-    answered(answer, tally)
+    answered(headers, usage, cost, tally)
     return True
+
+
+def request(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of one chat completion."""
+    return {
+        "model": args.model,
+        "messages": [{"role": "user", "content": prompt(args.prompt_words)}],
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "extra_body": {"ignore_eos": args.ignore_eos},
+    }
+
+
+def whole(client: openai.OpenAI, args: argparse.Namespace) -> Answer:
+    """An answer in one piece: its price is a header."""
+    create: Any = client.chat.completions.with_raw_response.create
+    answer = create(**request(args))
+    cost = answer.headers.get("x-fairlead-cost-usd", "0")
+    return dict(answer.headers), answer.parse().usage.model_dump(exclude_none=True), cost
+
+
+def streamed(client: openai.OpenAI, args: argparse.Namespace) -> Answer:
+    """An answer as a stream: its price is in the last usage chunk, without which the stream was cut."""
+    options = {"include_usage": True}
+    create: Any = client.chat.completions.with_raw_response.create
+    answer = create(**request(args), stream=True, stream_options=options)
+    last = None
+    for chunk in answer.parse():
+        last = chunk
+    if last is None or last.usage is None:
+        raise openai.OpenAIError("the stream ended without its usage chunk")
+    cost = (last.model_extra or {}).get("fairlead", {}).get("cost_usd", "0")
+    return dict(answer.headers), last.usage.model_dump(exclude_none=True), cost
 
 
 def prompt(words: int) -> str:
@@ -61,16 +93,15 @@ def prompt(words: int) -> str:
     return f"{time.monotonic_ns()} " + " ".join((WORDS * (words // 16 + 1)).split()[:words])
 
 
-def answered(answer: Any, tally: Tally) -> None:
+def answered(headers: dict[str, str], usage: dict[str, Any], cost: str, tally: Tally) -> None:
     """Count an answer and keep its bill."""
-    completion = answer.parse()
-    headers = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
+    ours = {name: value for name, value in headers.items() if name.startswith("x-")}
     with tally.lock:
         tally.answered += 1
         tally.codes["ok"] += 1
-        tally.pools[headers.get("x-fairlead-pool", "?")] += 1
-        tally.cost_usd += float(headers.get("x-fairlead-cost-usd", 0))
-        tally.last_answer = {"headers": headers, "usage": completion.usage.model_dump(exclude_none=True)}
+        tally.pools[ours.get("x-fairlead-pool", "?")] += 1
+        tally.cost_usd += float(cost)
+        tally.last_answer = {"headers": ours, "usage": usage, "costUsd": cost}
 
 
 def refused(error: openai.APIStatusError, tally: Tally) -> bool:
@@ -111,8 +142,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--prompt-words", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--until-refused", action="store_true")
     return parser.parse_args()
 

@@ -17,6 +17,7 @@ from hack.demo.progress import DemoError, wait_for
 READY_SECONDS = 240.0
 SCALE_SECONDS = 180.0
 CALL_SECONDS = 180.0
+SHUT_PERCENT = 90
 NANO = Decimal(1_000_000_000)
 NANO_PER_HOUR = 2_950_000_000
 """2.95 USD, the price of the demo's accelerator."""
@@ -100,17 +101,22 @@ def scale_up_and_down(kube: Kube, image: str) -> list[str]:
     """Load makes chat-8b two replicas, quiet makes it one again; returns its Events' messages."""
     name = "chat-8b"
     load = callers.call(
-        kube, "search", image, requests=100_000, concurrency=12, seconds=45, max_tokens=96, ignore_eos=True
+        kube, "search", image, requests=100_000, concurrency=12, seconds=45, max_tokens=96, ignore_eos=True, stream=True
     )
     wait_for(f"{name} at 2 ready replicas", lambda: replicas(kube, name) == (2, 2), seconds=SCALE_SECONDS)
     tally = load.result(CALL_SECONDS)
     check(not tally["failures"], f"requests failed while the pool scaled: {tally['failures']}")
     wait_for(f"{name} back at 1 replica", lambda: replicas(kube, name) == (1, 1), seconds=SCALE_SECONDS)
     text = kube.kubectl("describe", "mpool", name, "-n", fleet.PLATFORM)
-    reasons = [line.strip() for line in text.splitlines() if "ScaledUp" in line or "ScaledDown" in line]
-    check(any("ScaledUp" in r for r in reasons), "kubectl describe shows no ScaledUp Event")
-    check(any("ScaledDown" in r for r in reasons), "kubectl describe shows no ScaledDown Event")
-    return reasons
+    return [event(text, "ScaledUp", "1 to 2 replicas"), event(text, "ScaledDown", "2 to 1 replicas")]
+
+
+def event(text: str, reason: str, message: str) -> str:
+    """The newest Event of this reason in what ``kubectl describe`` printed, without its age and source."""
+    lines = [line.split(maxsplit=4) for line in text.splitlines() if message in line]
+    found = [fields for fields in lines if len(fields) > 4 and fields[1] == reason]  # noqa: PLR2004 - Event's columns
+    check(bool(found), f"kubectl describe shows no Event {reason} with '{message}'")
+    return f"{reason}: {found[-1][4]}"
 
 
 def rolling_update(kube: Kube, image: str) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def rolling_update(kube: Kube, image: str) -> dict[str, Any]:
     name = "chat-8b"
     before = pod_names(kube, name)
     load = callers.call(
-        kube, "search", image, requests=100_000, concurrency=3, seconds=60, max_tokens=64, ignore_eos=True
+        kube, "search", image, requests=100_000, concurrency=3, seconds=60, max_tokens=64, ignore_eos=True, stream=True
     )
     restart = {"spec": {"podTemplate": {"metadata": {"annotations": {"demo/restarted-at": str(time.time_ns())}}}}}
     kube.kubectl("patch", "mpool", name, "-n", fleet.PLATFORM, "--type=merge", "-p", json.dumps(restart))
@@ -167,6 +173,7 @@ def budget_bites(kube: Kube, image: str, room: Decimal = Decimal("0.0005")) -> t
     message = str(refused["lastRefusal"].get("message", ""))
     check(refused["codes"].get("budget_exhausted", 0) > 0, f"support was never refused: {json.dumps(refused)[:600]}")
     check("support/support" in message, f"the refusal does not name the budget: {message}")
+    budget_shut(kube, "support")
     check(served["answered"] == served["sent"], f"search was not served: {json.dumps(served)[:600]}")
     return refused, served
 
@@ -186,6 +193,16 @@ def bill(kube: Kube) -> Bill:
     charged, total = sum(r["nanoUsd"] for r in answer["rows"]), sum(r["nanoUsd"] for r in answer["costs"])
     check(0 < charged < total, f"charged {charged} is not a part of the bill {total} (nano-USD)")
     return Bill(Decimal(charged) / NANO, Decimal(total - charged) / NANO, Decimal(total) / NANO)
+
+
+def budget_shut(kube: Kube, team: str) -> None:
+    """Wait until a budget's status shows what its team was told."""
+
+    def shown() -> bool:
+        status = kube.get("cbudget", team, "-n", team)["status"]
+        return bool(status.get("activeAction") == "Reject" and status.get("usedPercent", 0) >= SHUT_PERCENT)
+
+    wait_for(f"status of budget {team}/{team} at Reject", shown, seconds=60)
 
 
 def no_overspend(kube: Kube) -> dict[str, tuple[Decimal, Decimal]]:

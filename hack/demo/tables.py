@@ -31,12 +31,12 @@ def show(kube: Kube, seen: Seen, took: str) -> None:
 
 def lines(seen: Seen) -> list[str]:
     """One line for each thing that was shown."""
-    usage, headers = seen.priced["lastAnswer"]["usage"], seen.priced["lastAnswer"]["headers"]
+    usage = seen.priced["lastAnswer"]["usage"]
     refusal = seen.refused["lastRefusal"]
     return [
         (
             f"price      {usage['prompt_tokens']} prompt + {usage['completion_tokens']} output tokens of support = "
-            f"{headers['x-fairlead-cost-usd']} USD"
+            f"{seen.priced['lastAnswer']['costUsd']} USD"
         ),
         (
             f"long       {seen.long['lastAnswer']['usage']['prompt_tokens']} prompt tokens are over route short's "
