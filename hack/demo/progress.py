@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 TAIL_LINES = 20
+CLEAR = "\r\033[K"
 T = TypeVar("T")
 
 
@@ -31,31 +33,39 @@ class Progress:
     total: int
     number: int = 0
     name: str = ""
-    began: float = field(default_factory=time.monotonic)
     times: dict[str, float] = field(default_factory=dict)
+    _words: str = ""
+    _started: float = 0.0
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
         """Time a step; the function given to the body sets what its line says."""
         self.number += 1
-        self.name = name
-        started = time.monotonic()
-        text = ""
+        self.name, self._words, self._started = name, "…", time.monotonic()
+        over = threading.Event()
+        ticker = threading.Thread(target=self._tick, args=(over,), daemon=True)
+        ticker.start()
+        try:
+            yield self._say
+        finally:
+            over.set()
+            ticker.join()
+        self.times[name] = time.monotonic() - self._started
+        print(f"{CLEAR if sys.stdout.isatty() else ''}{self._line()}", flush=True)
 
-        def say(words: str) -> None:
-            nonlocal text
-            text = words
-            if sys.stdout.isatty():
-                print(f"\r\033[K{self._line(words)}", end="", flush=True)
+    def _say(self, words: str) -> None:
+        self._words = words
 
-        say("…")
-        yield say
-        self.times[name] = time.monotonic() - started
-        end = "\r\033[K" if sys.stdout.isatty() else ""
-        print(f"{end}{self._line(text):<92} {clock(self.times[name]):>7}", flush=True)
+    def _tick(self, over: threading.Event) -> None:
+        """Rewrite the step's line each second on a terminal; elsewhere print it once a minute."""
+        terminal = sys.stdout.isatty()
+        while not over.wait(1 if terminal else 60):
+            print(f"{CLEAR if terminal else ''}{self._line()}", end="" if terminal else "\n", flush=True)
 
-    def _line(self, words: str) -> str:
-        return f"{self.number}/{self.total} {self.name:<12} {words}"
+    def _line(self) -> str:
+        """Number, name, what is being done and for how long."""
+        elapsed = clock(time.monotonic() - self._started)
+        return f"{self.number}/{self.total} {self.name:<12} {self._words:<100} {elapsed:>7}"
 
     def run(self, command: Sequence[str], *, timeout: float, stdin: str | None = None) -> str:
         """Run a program; its output goes to the log, standard output is also returned.
