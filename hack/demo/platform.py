@@ -13,8 +13,11 @@ from hack.demo.progress import DemoError, Progress
 ROOT = Path(__file__).resolve().parents[2]
 COLD_SECONDS = 1800.0
 VERSION_LINE = 'version = "'
-REGISTRY = "localhost"
+REGISTRY = os.environ.get("FAIRLEAD_REGISTRY", "localhost")
 RELEASE = "fairlead"
+PUSH_FIRST = """CLUSTER=current: that cluster pulls its images. Push those of `python3 hack/images build --registry R`
+to the registry R and set FAIRLEAD_REGISTRY=R. Its nodes must see this machine's cache folder (vLLM, models) at the
+same path."""
 ROOM = {"support": Decimal("0.01"), "search": Decimal(1)}
 """USD that each team may spend in one run."""
 ENGINE_VERSION = "0.32.0"
@@ -42,15 +45,14 @@ def version() -> str:
 
 def cluster(progress: Progress, kind: str, name: str) -> Kube:
     """Bring up the cluster (or find the current one) and return the way to it."""
-    if kind != "local":
-        hack(progress, "cluster", "up", "--cluster", kind)
-        return Kube(progress, Path(os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))), None)
-    printed = hack(progress, "cluster", "up", "--name", name, "--kind", "node")
+    if kind == "current" and "FAIRLEAD_REGISTRY" not in os.environ:
+        raise DemoError(PUSH_FIRST)
+    printed = hack(progress, "cluster", "up", "--cluster", kind, "--name", name)
     exports = [line for line in printed if line.startswith("export KUBECONFIG=")]
     if not exports:
         raise DemoError(f"hack/cluster up printed no kubeconfig.\n{progress.tail()}")
     kubeconfig = Path(exports[-1].split("=", 1)[1])
-    return Kube(progress, kubeconfig, kubeconfig.parent / "bin")
+    return Kube(progress, kubeconfig, kubeconfig.parent / "bin" if kind == "local" else None)
 
 
 def kubernetes(progress: Progress, kind: str) -> None:
@@ -89,11 +91,10 @@ def fairlead(progress: Progress, kube: Kube, kind: str, name: str) -> Images:
     with progress.step("fairlead") as say:
         say("images")
         images = build_images(progress)
-        if kind == "local":
-            say("images into the node")
-            hack(progress, "cluster", "load", "--name", name, *images.archives)
+        say("images into the node")
+        load(progress, kind, name, images.archives)
         say("chart")
-        install(kube, images)
+        install(kube, images, kind)
         say("images, chart: operator, ledger, 2 gateways ready")
     return images
 
@@ -104,13 +105,23 @@ def build_images(progress: Progress) -> Images:
     return Images(f"{REGISTRY}/fairlead-caller:{version()}", f"{REGISTRY}/vllm-cpu:{ENGINE_VERSION}", tuple(archives))
 
 
-def install(kube: Kube, images: Images) -> None:
+def load(progress: Progress, kind: str, name: str, archives: tuple[str, ...]) -> None:
+    """Bring the images to the nodes, where no registry does."""
+    if kind == "local":
+        hack(progress, "cluster", "load", "--name", name, *archives)
+    if kind == "kind":
+        for archive in archives:
+            progress.run(["kind", "load", "image-archive", archive, "--name", f"fairlead-{name}"], timeout=COLD_SECONDS)
+
+
+def install(kube: Kube, images: Images, kind: str) -> None:
     """Install the chart, or upgrade it to what this tree says, and wait until its pods are ready."""
+    storage_class = {"local": fleet.STORAGE_CLASS}.get(kind, "")
     values = {
         "image.registry": REGISTRY,
         "engine.image": images.engine,
         "platformNamespaces": f"{{{fleet.PLATFORM}}}",
-        "ledger.storage.storageClassName": fleet.STORAGE_CLASS,
+        "ledger.storage.storageClassName": storage_class,
         "ledger.storage.size": "1Gi",
         "gateway.drainTimeoutSeconds": "30",
     }

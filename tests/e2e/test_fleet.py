@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,6 +182,19 @@ def test_a_spent_budget_refuses_its_team_and_no_other(fairlead: Fleet) -> None:
     assert int(refused["lastRefusal"]["retry_after"]) > 0
     assert served["answered"] == served["sent"]
     story.no_overspend(fairlead.kube)
+
+
+def masked(table: str) -> list[list[str]]:
+    """The words of a table; figures and ages differ from run to run."""
+    return [
+        ["#" if word[0].isdigit() else word for word in line.split()] for line in table.splitlines() if line.strip()
+    ]
+
+
+def test_the_readme_shows_what_kubectl_prints(fairlead: Fleet) -> None:
+    readme = Path("README.md").read_text(encoding="utf-8")
+    block = readme.split("$ kubectl get mpool,rpolicy,cbudget -A\n", 1)[1].split("```", 1)[0]
+    assert masked(fairlead.kube.kubectl("get", "mpool,rpolicy,cbudget", "-A")) == masked(block)
 
 
 def test_a_killed_gateway_loses_no_money(fairlead: Fleet) -> None:
