@@ -11,7 +11,7 @@ PYTEST := $(VENV)/python -m pytest -q
 .PHONY: help demo down test check format unit cluster e2e doctor prerequisites lock generate clean bench-ledger bench-router
 
 help: ## list the words
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.done: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
