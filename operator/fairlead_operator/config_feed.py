@@ -68,6 +68,10 @@ class ConfigFeed:
         if self._everything is not None and _versions(self._everything) == (compiled.version, endpoints.version):
             return False
         self._everything = (compiled, endpoints)
+        homes = {pool.pool.partition("/")[0] for pool in compiled.config.pools}
+        for name in [name for name in self._scopes if name != ALL and name not in homes]:
+            # No router of ours is there any more; whoever asks from there has it made again.
+            del self._scopes[name]
         for name in (ALL, *self._scopes):
             self._refresh(name)
         self.published.set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ LONGEST_WAIT_S = 60
 VERSION_CHARS = 128
 WAITING_AT_ONCE = 5000
 """Long polls that one replica keeps open; more routers than that get 503 and ask the other replica."""
+WAITING_EACH = 4
+"""Of one pod; a router needs one, and one more while it connects anew. Nobody may take the places of all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class ConfigServer:
         self._verifier = verifier
         self._readiness = readiness
         self._metrics = metrics
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -66,14 +69,17 @@ class ConfigServer:
             return _refusal(503, str(error))
         if not self._feed.published.is_set():
             return _refusal(503, "the configuration is not compiled yet: the cluster is still being listed")
-        if self._waiting >= WAITING_AT_ONCE:
-            return _refusal(503, f"{WAITING_AT_ONCE} routers wait here already")
         have = Have(_text(request, "have"), _text(request, "endpoints"), f"{who.namespace}/{who.pod}")
-        self._waiting += 1
+        if self._waiting[have.router] >= WAITING_EACH:
+            return _refusal(429, f"{WAITING_EACH} requests of {have.router} wait here already; ask one at a time")
+        if self._waiting.total() >= WAITING_AT_ONCE:
+            return _refusal(503, f"{WAITING_AT_ONCE} routers wait here already")
+        self._waiting[have.router] += 1
         try:
             answer = await self._feed.answer(who.namespace, have, _seconds(request))
         finally:
-            self._waiting -= 1
+            self._waiting[have.router] -= 1
+            self._waiting += Counter()  # drops those that wait no longer
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def healthz(self, _: Request) -> Response:
@@ -115,4 +121,4 @@ def _text(request: Request, name: str) -> str:
 
 def _seconds(request: Request) -> float:
     text = request.query_params.get("wait", "0")
-    return float(min(int(text), LONGEST_WAIT_S)) if text.isdigit() and len(text) < 10 else 0.0  # noqa: PLR2004
+    return float(min(int(text), LONGEST_WAIT_S)) if text.isdecimal() and len(text) < 10 else 0.0  # noqa: PLR2004

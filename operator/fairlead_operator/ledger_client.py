@@ -6,6 +6,7 @@ import aiohttp
 import msgspec
 
 from fairlead_operator.errors import ApiError, LedgerError
+from fairlead_operator.http_body import read_body
 from fairlead_operator.kube.tokens import TokenSource
 from fairlead_router.contract import (
     AUDIENCE_LEDGER,
@@ -76,7 +77,7 @@ class LedgerClient:
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             ) as response:
-                answer = await response.content.read(MAX_BYTES)
+                answer = await read_body(response, MAX_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError, ApiError) as error:
             raise LedgerError(name, f"no answer from {self._url} ({type(error).__name__} {error})") from error
         if response.status not in OK:
@@ -89,4 +90,4 @@ def _decode(what: str, answer: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=kind)
     except msgspec.DecodeError as error:
-        raise LedgerError(f"GET {what}", f"the answer is not understood: {error}") from error
+        raise LedgerError(f"GET {what}", f"the answer is not understood: {error}", OK[0]) from error

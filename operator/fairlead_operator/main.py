@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import aiohttp
 
+from fairlead_operator import logs
 from fairlead_operator.clock import Clock, SystemClock
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.config_server import ConfigServer, Readiness, serve
@@ -50,6 +51,8 @@ SCRAPE_EVERY_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 STOP_KOPF_S = 5.0
 LOST_LEASE = 3
+JSON_DEPTH = 30_000
+"""The API server takes objects that are nested 10,000 deep; one of them must not keep the others from being read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,13 @@ class Operator:
         api = Api(sessions.kube, who.server)
         tokens = _tokens(settings, api, outside=outside, clock=clock)
         self.queue = WorkQueue(clock, random.Random())  # noqa: S311 - spreads retries; guards nothing
-        self.cluster = Cluster(api, settings.namespace, self.queue.add, self._changed, clock)
+        self.cluster = Cluster(api, settings.namespace, self._wake, self._changed, clock)
         self.feed = ConfigFeed(settings.platform_namespaces, settings.namespace)
         self.issuers = Issuers(api, self._changed, clock)
         self.compiler = Compiler(self.cluster, self.feed, settings, lambda: self.issuers.known)
         self.election = Election(api, Seat(settings.namespace, FIELD_MANAGER, settings.instance), clock)
         self.election.heard = self.feed.set_budgets_version
-        self.wakeups = Wakeups(who, self.queue.add)
+        self.wakeups = Wakeups(who, self._wake)
         scraper = Scraper(sessions.fleet, tokens, clock)
         self.telemetry = Telemetry(
             self.cluster.snapshot, lambda: scraper.reports, self.election.leading.is_set, clock.now_ms
@@ -147,6 +150,7 @@ class Operator:
     async def _lead(self) -> None:
         """What only the holder of the Lease does: scrape, reconcile, talk with the ledger."""
         await self.election.leading.wait()
+        self.context.books.ledger_answered_ms = self._clock.now_ms()
         await self._ledger.round()
         snapshot = self.cluster.snapshot()
         for key in snapshot.raw:
@@ -177,6 +181,11 @@ class Operator:
         if failures & (failures - 1) == 0:
             stack = None if isinstance(error, FairleadError) else error
             log.warning("%s, attempt %d: %s %s", key, failures + 1, type(error).__name__, error, exc_info=stack)
+
+    def _wake(self, key: Key) -> None:
+        """Something about an object changed. Without the Lease nobody works on the queue, and it would only grow."""
+        if self.election.leading.is_set():
+            self.queue.add(key)
 
     def _changed(self) -> None:
         """Something in the cluster changed."""
@@ -242,16 +251,18 @@ async def operate(settings: Settings, kubeconfig: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``fairlead-operator``: 0 after SIGTERM, 3 when the Lease was lost."""
+    """``fairlead-operator``: 0 after SIGTERM, 3 when the Lease was lost, 1 for anything else."""
     parser = argparse.ArgumentParser(
         prog="fairlead-operator", description="Fairlead's operator; settings are FAIRLEAD_* variables."
     )
     parser.add_argument("--kubeconfig", default="", help="run outside the cluster with this kubeconfig")
     options = parser.parse_args(arguments)
-    settings = read_settings()
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    try:
+        settings = read_settings()
+        logs.set_up(settings.log_level)
+    except ValueError as error:
+        sys.exit(f"fairlead-operator: {error}")
+    sys.setrecursionlimit(JSON_DEPTH)
     # kopf says at each start that signals are not its own: they are this module's.
     logging.getLogger("kopf").setLevel(logging.ERROR)
     try:
@@ -259,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LeaseLostError as error:
         log.error("stopping: %s", error)  # noqa: TRY400 - the text says it all
         return LOST_LEASE
+    except Exception:
+        log.exception("stopping")
+        return 1
     return 0
 
 

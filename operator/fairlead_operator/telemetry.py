@@ -90,3 +90,7 @@ class Telemetry:
         self.reconciles = Counter(
             "fairlead_reconciles", "Reconciles by outcome", ["kind", "result"], registry=self.registry
         )
+
+    def forget_pool(self, pool: str) -> None:
+        """The pool is gone, and its series with it."""
+        self.decisions.remove_by_labels({"pool": pool})

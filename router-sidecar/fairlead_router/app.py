@@ -38,7 +38,7 @@ from fairlead_router.passage import Passage
 from fairlead_router.policy import MAX_KEY, Caller, Index, Labels, build_index, usable_models
 from fairlead_router.queueing import Line, Peaks
 from fairlead_router.replicas import Replica
-from fairlead_router.server import Client, Limits, Request
+from fairlead_router.server import Client, Limits, Memory, Request
 from fairlead_router.sizing import Calibration
 from fairlead_router.telemetry import Recent, Telemetry
 from fairlead_router.upstream import Pool, Target, Upstreams, target_of
@@ -119,6 +119,7 @@ class Router:
         self.telemetry = telemetry
         self.wallet = Wallet()
         self.book = UsageBook()
+        self.answers = Memory(limits.answers)
         self.session: Session
         self.index: Index = build_index(RouterConfig())
         self.nowhere = Line(PoolConfig(pool=""), times.now)
@@ -144,12 +145,16 @@ class Router:
         self.index = index
         self._verifier.trust(index.config.issuers)
         for name in [name for name in self._lines if name not in index.pools]:
-            self._lines.pop(name).update(PoolConfig(pool=name), ())
+            gone = self._lines.pop(name)
+            gone.update(PoolConfig(pool=name), ())
+            gone.replan()
         for name, pool in index.pools.items():
             if name not in self._lines:
                 self._lines[name] = Line(pool, self.now)
         self.configured = True
         self.set_endpoints(self._endpoints)
+        for line in list(self._lines.values()):
+            line.replan()
 
     def set_endpoints(self, endpoints: Endpoints) -> None:
         """Take the replicas of all pools; what is known of those that stay is kept."""
@@ -308,11 +313,10 @@ class Router:
         """A request for this pool arrived or ended."""
         self.tally(pool).last_request_ms = int(self.wall() * 1000)
 
-    def touch_pools(self, policy: PolicyConfig) -> None:
-        """A request wanted any of a policy's pools."""
-        for route in policy.routes:
-            for ref in route.pools:
-                self.touch(ref.pool)
+    def asleep(self, route: RouteConfig) -> Line | None:
+        """A pool of a route that never told its context and has no replica that could."""
+        lines = (self._lines[ref.pool] for ref in route.pools)
+        return next((line for line in lines if not line.config.max_context_tokens and not line.replicas), None)
 
     def ledger_or_wall_ms(self) -> int:
         """The time that usage is booked at."""

@@ -19,6 +19,8 @@ EMBEDDINGS: Final = b"/v1/embeddings"
 
 MAX_N: Final = 16
 MAX_TOOL_DEPTH: Final = 32
+MAX_TOOLS: Final = 256 * 1024
+"""Bytes of tools: printed they may be sixty times as long."""
 MAX_MODEL_NAME: Final = 256
 MAX_TOKENS: Final = 1 << 24
 DEFAULT_COMPLETION_TOKENS: Final = 16
@@ -73,6 +75,7 @@ _messages = msgspec.json.Decoder(list[_Message])
 _parts = msgspec.json.Decoder(list[str | _Part])
 _options = msgspec.json.Decoder(dict[str, Raw] | None)
 _BRACKETS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{}\]]', re.DOTALL)
+_LISTS_PROMPTS: Final = re.compile(rb'\[\s*["\[]')
 _QUOTED: Final = {
     key: msgspec.json.encode(key) + b":"
     for key in (
@@ -224,10 +227,9 @@ def _prompts(members: dict[str, Raw]) -> int:
     raw = members.get("prompt")
     if raw is None or bytes(memoryview(raw)[:1]) != b"[":
         return 1
-    items = _raws.decode(raw)
-    if not items or bytes(memoryview(items[0])[:1]) not in {b'"', b"["}:
+    if not _LISTS_PROMPTS.match(raw):
         return 1  # one prompt, given as token ids
-    return len(items)
+    return len(_raws.decode(raw))
 
 
 def _tools_size(members: dict[str, Raw]) -> int:
@@ -235,9 +237,14 @@ def _tools_size(members: dict[str, Raw]) -> int:
     raw = bytes(members["tools"])
     if raw == _NULL:
         return 0
+    if len(raw) > MAX_TOOLS:
+        raise BodyError(f"tools has {len(raw)} bytes, {MAX_TOOLS} are allowed. Send fewer tools.", "tools")
     if _depth(raw) > MAX_TOOL_DEPTH:
         raise BodyError(f"tools is nested more than {MAX_TOOL_DEPTH} levels deep. Flatten the schema.", "tools")
-    return len(json.dumps(json.loads(raw), indent=4))
+    try:
+        return len(json.dumps(json.loads(raw), indent=4))
+    except ValueError:
+        raise BodyError("tools holds a number with too many digits to be read.", "tools") from None
 
 
 def _depth(raw: bytes) -> int:

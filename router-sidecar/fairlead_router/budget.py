@@ -114,8 +114,6 @@ class Purse:
     owed: int = 0
     """Charged by an audit budget before its account was known."""
     used_at: float = 0.0
-    unknown: bool = False
-    """The ledger does not know the budget."""
     waiting: int = 0
     first: int = 0
     asked_next: int = -1
@@ -187,7 +185,6 @@ class Wallet:
     def __init__(self) -> None:
         self.purses: dict[tuple[str, str, str], Purse] = {}
         self.holdings: dict[int, Holding] = {}
-        self._ended: list[Holding] = []
 
     def purse(self, budget: BudgetConfig, namespace: str, key: str) -> Purse:
         """The purse of an account; beyond the bound, keys share one."""
@@ -275,22 +272,27 @@ class Wallet:
 
         With ``everything``, holdings without news are looked at too: what they hold beyond need goes back.
         """
-        for holding, demand in islice(self._led(ledger_ms), MAX_STATEMENTS):
+        yield from islice(self._news(ledger_ms, now, everything=everything), MAX_STATEMENTS)
+        for holding in self._over(ledger_ms):
+            yield self._last_statement(holding)
+
+    def _news(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
+        for holding, demand in self._led(ledger_ms):
             if not (everything or holding.dirty or holding.recall or demand.waiting):
                 continue
             news, returned = holding.dirty or demand.waiting, holding.returned
             statement = _statement(holding, demand, now)
             if news or holding.returned != returned or statement.want:
+                # To the end of the row: what does not fit this message comes first in the next one.
+                self.holdings[holding.account] = self.holdings.pop(holding.account)
                 yield statement
-        for holding in self._over(ledger_ms):
-            yield self._last_statement(holding)
 
     def asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
         """Accounts that are needed and not known: of this window, or of the next one shortly before it begins."""
         return islice(self._asks(ledger_ms, now), MAX_ASKS)
 
     def _asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
-        for purse in self.purses.values():
+        for purse in sorted(self.purses.values(), key=lambda purse: not purse.waiting):
             holding = purse.live(ledger_ms)
             if holding is None:
                 if purse.waiting or now - purse.used_at < _RECENT_S:
@@ -300,8 +302,10 @@ class Wallet:
                 yield _ask(purse, "Next", 0)
 
     def take(self, answer: AccountAnswer, ledger_ms: int, now: float) -> None:
-        """Take the ledger's word on one account."""
+        """Take the ledger's word on one account; one that counts for no budget any more is let go."""
         holding = self.holdings.get(answer.account)
+        if holding is not None and not answer.budget:
+            self._let_go(holding)
         key = answer.key if answer.asked_key is None else answer.asked_key
         purse = self.purses.get((answer.budget, answer.namespace, key))
         if holding is None:
@@ -312,6 +316,13 @@ class Wallet:
         if purse is not None:
             _attach(purse, holding, ledger_ms)
         _update(holding, answer, now)
+
+    def _let_go(self, holding: Holding) -> None:
+        for purse in self.purses.values():
+            if purse.current is holding:
+                purse.current = None
+            if purse.upcoming is holding:
+                purse.upcoming = None
 
     def forget_idle(self, ledger_ms: int, now: float) -> None:
         """Let go of accounts that nobody used for a while; their holdings are returned whole with the next message."""
@@ -329,7 +340,7 @@ class Wallet:
             purse.asked_next = -1
 
     def _led(self, ledger_ms: int) -> Iterator[tuple[Holding, "_Demand"]]:
-        """Every holding that purses lead to now, once, with what they wait for together."""
+        """Every holding that purses lead to now, once, with what they wait for together; those waited for first."""
         demands: dict[int, _Demand] = {}
         for purse in self.purses.values():
             holding = purse.live(ledger_ms)
@@ -339,8 +350,8 @@ class Wallet:
             if purse.waiting:
                 demand.waiting += purse.waiting
                 demand.first = min(demand.first or purse.first, purse.first)
-        for account, demand in demands.items():
-            yield self.holdings[account], demand
+        led = [(holding, demands[account]) for account, holding in self.holdings.items() if account in demands]
+        yield from sorted(led, key=lambda pair: not pair[1].waiting)
 
     def _over(self, ledger_ms: int) -> list[Holding]:
         """Holdings that no purse leads to any more and that nothing is reserved from."""
@@ -401,10 +412,10 @@ def _attach(purse: Purse, holding: Holding, ledger_ms: int) -> None:
         purse.upcoming = holding
     elif holding.window.end > ledger_ms:
         purse.current = holding
-        purse.unknown = False
         if purse.owed:
             holding.charged += purse.owed
             holding.unbacked += purse.owed
+            holding.dirty = True
             purse.owed = 0
 
 

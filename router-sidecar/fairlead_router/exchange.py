@@ -12,13 +12,13 @@ from fairlead_router import refusals
 from fairlead_router.answers import Refusal, bad_request, reason_phrase, remaining_text, usd
 from fairlead_router.body import Body, BodyError, edits_for, parse, splice
 from fairlead_router.budget import Claim, Reservation, Shortage
-from fairlead_router.contract import NANO_PER_USD, Basis, Card, PolicyConfig, PoolConfig, charge_nano
+from fairlead_router.contract import NANO_PER_USD, Basis, Card, PolicyConfig, PoolConfig, RouteConfig, charge_nano
 from fairlead_router.lease import Outcome, Waiter
 from fairlead_router.metering import Dimension, Spent, StreamMeter, Usage, read_answer
 from fairlead_router.policy import BudgetMatch, Caller, Labels, find_policy, matching_budgets, refuse_unbudgeted
-from fairlead_router.queueing import Place
+from fairlead_router.queueing import Line, Place
 from fairlead_router.replicas import Replica
-from fairlead_router.server import Client, Request
+from fairlead_router.server import Client, Request, overloaded
 from fairlead_router.sizing import Fit, fit, prompt_bound, reserve_amount
 from fairlead_router.telemetry import PRIORITY
 from fairlead_router.upstream import Call, Head
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fairlead_router.app import Router
 
 MAX_TRIES: Final = 3
-MAX_ANSWER: Final = 64 * 1024 * 1024
 _FORWARDED: Final = (b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate")
 _DROPPED: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
@@ -38,7 +37,8 @@ _TOO_LONG: Final = b"maximum context length"
 OK: Final = 200
 BAD_REQUEST: Final = 400
 SERVER_ERROR: Final = 500
-RETRIED: Final = frozenset({502, 503})
+RETRIED: Final = frozenset({401, 502, 503})
+"""401: the router there does not accept ours, which the client cannot cure."""
 
 
 Observer = Callable[[float, float], None]
@@ -65,9 +65,9 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_body", "_call", "_caller", "_card", "_claims", "_client", "_cost", "_first_at", "_fit", "_forward",
-        "_head", "_labels", "_line", "_matches", "_meter", "_place", "_policy", "_pool", "_replica", "_request",
-        "_reservation", "_router", "_sent_at", "_settled", "_size", "_stage", "_tried", "_tries", "_upsized", "_waited",
-        "_waiter", "_waiting_since",
+        "_head", "_labels", "_line", "_matches", "_meter", "_parked_at", "_place", "_policy", "_pool", "_replica",
+        "_request", "_reservation", "_router", "_sent_at", "_settled", "_size", "_slow", "_stage", "_tried", "_tries",
+        "_upsized", "_waited", "_waiter", "_waiting_since",
     )  # fmt: skip
 
     def __init__(self, router: "Router", client: Client, request: Request, caller: Caller, labels: Labels) -> None:
@@ -88,6 +88,7 @@ class Exchange:
         self._waiter: Waiter | None = None
         self._line = router.nowhere
         self._place: Place | None = None
+        self._parked_at: float | None = None
         self._replica: Replica | None = None
         self._tried: tuple[Replica, ...] = ()
         self._tries = 0
@@ -98,6 +99,7 @@ class Exchange:
         self._answer: list[bytes] = []
         self._size = 0
         self._meter: StreamMeter | None = None
+        self._slow = False
         self._settled = False
         self._cost: int | None = None
         self._waited = 0.0
@@ -115,6 +117,8 @@ class Exchange:
             refusal = bad_request(str(error), error.param)
         if refusal is not None:
             self._refuse(refusal)
+        elif self._place is not None:
+            return  # parked
         elif self._claims:
             self._reserve()
         else:
@@ -134,11 +138,40 @@ class Exchange:
             return refusal
         fitted = fit(policy, body, router.calibration(policy))
         if isinstance(fitted, Refusal):
-            if all(route.max_context_tokens == 0 for route in policy.routes):
-                router.touch_pools(policy)
-                return refusals.context_unknown(body.model)
-            return fitted
+            return self._without_size(policy, fitted)
         return self._aim(fitted)
+
+    def _without_size(self, policy: PolicyConfig, fitted: Refusal) -> Refusal | None:
+        """No route of known size takes it: it waits for one whose pool sleeps and never told its context."""
+        unknown = [route for route in policy.routes if not route.max_context_tokens]
+        for route in unknown:
+            line = self._router.asleep(route)
+            if line is None and self._parked_at is not None:
+                line = self._line  # it woke, and its context is not known yet
+            if line is not None:
+                return self._park(line, route)
+        for ref in (ref for route in unknown for ref in route.pools):
+            self._router.touch(ref.pool)
+        return refusals.context_unknown(policy.models[0]) if len(unknown) == len(policy.routes) else fitted
+
+    def _park(self, line: Line, route: RouteConfig) -> Refusal | None:
+        now = self._router.now()
+        if self._parked_at is None:
+            self._parked_at = now
+        self._waiting_since, self._line, self._stage = self._parked_at, line, Stage.PLACING
+        pool = line.config.pool
+        self._router.touch(pool)
+        wait = route.max_cold_start_wait_ms / 1000
+        self._place = Place(self, wait, wait, self._parked_at)
+        if line.park(self._place):
+            return None
+        self._place = None
+        return refusals.queue_full(pool, None)
+
+    def replan(self) -> None:
+        """The configuration changed while this request was parked."""
+        self._place = None
+        self.begin()
 
     def _aim(self, fitted: Fit) -> Refusal | None:
         """Take a route, its pool and that pool's card; what the budgets are asked for follows from them."""
@@ -240,13 +273,12 @@ class Exchange:
         """Nobody had room for us in time."""
         self._place = None
         fitted, body = self._fit, self._body
-        assert fitted is not None  # noqa: S101 - planned
         assert body is not None  # noqa: S101 - planned
         waited = self._router.now() - self._waiting_since
         if cold:
             self._refuse(refusals.pool_waking(body.model, waited, self._line.config.cold_start_s))
         else:
-            self._refuse(refusals.queue_full(self._line.config.pool, fitted.route))
+            self._refuse(refusals.queue_full(self._line.config.pool, fitted.route if fitted else None))
 
     # --- 4. send ---
 
@@ -258,9 +290,8 @@ class Exchange:
             self._forward = self._spliced(pool)
         self._stage = Stage.SENT
         self._sent_at = self._router.now()
-        self._head = None
-        self._answer = []
-        self._size = 0
+        self._head = self._meter = None
+        self._forget_answer()
         head = self._request_head(replica, pool)
         self._call = self._router.upstreams.pool(replica.target).start(self, head, self._forward, fresh=fresh)
 
@@ -301,16 +332,27 @@ class Exchange:
         """Bytes of the answer: a stream passes, everything else is kept until it is whole."""
         meter = self._meter
         if meter is None:
-            self._size += len(data)
-            if self._size > MAX_ANSWER:
-                self._drop_call()
-                self.upstream_failed(f"answered more than {MAX_ANSWER} bytes", stale=False)
-                return
-            self._answer.append(data)
+            self._keep(data)
             return
         if self._stage is Stage.SENT:
             self._begin_stream()
         self._client.stream(meter.feed(data))
+
+    def _keep(self, data: bytes) -> None:
+        memory = self._router.answers
+        if memory.take(len(data)):
+            self._size += len(data)
+            self._answer.append(data)
+            return
+        self._drop_call()
+        if self._size + len(data) > memory.bound:
+            self._upstream_error(f"answered more than {memory.bound} bytes")
+        else:
+            self._refuse(overloaded("answers", memory.bound))
+
+    def _forget_answer(self) -> None:
+        self._router.answers.give(self._size)
+        self._answer, self._size = [], 0
 
     def upstream_end(self) -> None:
         """The answer is whole."""
@@ -335,16 +377,22 @@ class Exchange:
         else:
             self._pass_error(head, body)
 
-    def upstream_failed(self, reason: str, *, stale: bool) -> None:
+    def upstream_failed(self, reason: str, *, stale: bool, late: bool = False) -> None:
         """The answer will not come, or not to its end."""
         self._call = None
         if self._stage is Stage.STREAMING:
-            self._replica_failed()
+            # A client that does not read holds up the engine: that is not the replica's fault.
+            if not self._slow:
+                self._replica_failed()
             self._settle(None, "Streamed")
-            self._over("upstream_error")
+            self._over("cancelled" if self._slow else "upstream_error")
             self._client.break_stream()
         elif stale:
             self._send(fresh=True)
+        elif late:
+            # Whoever waited that long would hardly wait for another try.
+            self._replica_failed()
+            self._upstream_error(reason)
         else:
             self._replica_failed()
             self._try_again(reason)
@@ -568,11 +616,13 @@ class Exchange:
 
     def client_slow(self) -> None:
         """Read no more from the engine."""
+        self._slow = True
         if self._call is not None:
             self._call.pause()
 
     def client_ready(self) -> None:
         """Read on."""
+        self._slow = False
         if self._call is not None:
             self._call.resume()
 
@@ -588,6 +638,7 @@ class Exchange:
             return
         self._stage = Stage.OVER
         self._free_slot()
+        self._forget_answer()
         if self._reservation is not None and not self._settled and self._claims:
             self._settled = True
             self._router.session.settle(self._reservation, [0] * len(self._claims))

@@ -29,7 +29,9 @@ _AWAY_AFTER: Final = 3
 _KEEP_MESSAGES: Final = 1_000
 _KEEP_BYTES: Final = 8 * 1024 * 1024
 
-OK, CONFLICT, GONE, UNPROCESSABLE, TOO_EARLY = 200, 409, 410, 422, 425
+OK, CONFLICT = 200, 409
+NEVER_TAKEN: Final = frozenset({403, 410, 413, 422})
+"""Answers to what a message says, which will not change: sent again it would hold up everything behind it."""
 
 Outcome = Reservation | Shortage | None
 """What a wait ends with; ``None``: the ledger cannot be asked."""
@@ -58,6 +60,7 @@ class Waiter:
     claims: Sequence[Claim]
     tell: Callable[[Outcome], None]
     timer: asyncio.TimerHandle | None = None
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class Session:
 
     def cancel(self, waiter: Waiter) -> None:
         """The request waits no longer."""
+        waiter.over = True
         if waiter.timer is not None:
             waiter.timer.cancel()
         if waiter in self._waiters:
@@ -205,7 +209,7 @@ class Session:
     def _seal(self, close: Close | None = None) -> None:
         self._wake.clear()
         now, ledger_ms = self._clocks.now(), self.ledger_ms()
-        self._count_waiting(ledger_ms)
+        self._count_waiting(ledger_ms, now)
         self.wallet.forget_idle(ledger_ms, now)
         self._seq += 1
         # Asks come after statements: a window that ended is stated for the last time before the next one is asked for.
@@ -253,8 +257,8 @@ class Session:
         self._report(f"status_{status}")
         if status == CONFLICT:
             self._rewind(refusal.expected)
-        elif status in {GONE, UNPROCESSABLE}:
-            log.warning("the ledger closed session %s (%d %s); a new one begins", self._id, status, refusal.reason)
+        elif status in NEVER_TAKEN:
+            log.warning("the ledger refused session %s (%d %s); a new one begins", self._id, status, refusal.reason)
             self._begin_anew()
         else:
             log.warning("the ledger answered %d to message %d", status, sealed.seq)
@@ -276,9 +280,6 @@ class Session:
             self.wallet.take(account, answer.now, now)
         if any(account.recall for account in answer.accounts):
             self._wake.set()
-        unknown = set(answer.unknown_budgets)
-        for purse in self.wallet.purses.values() if unknown else ():
-            purse.unknown = purse.label in unknown
         self._serve()
         return True
 
@@ -302,13 +303,14 @@ class Session:
 
     # --- waiters ---
 
-    def _count_waiting(self, ledger_ms: int) -> None:
+    def _count_waiting(self, ledger_ms: int, now: float) -> None:
         """How much is waited for, by purse that lacks it, for the message that is sealed next."""
         for purse in self.wallet.purses.values():
             purse.waiting = purse.first = 0
         for waiter in self._waiters:
             for claim in waiter.claims:
                 purse = claim.purse
+                purse.used_at = now
                 holding = purse.live(ledger_ms)
                 if purse.enforced and claim.amount and (holding is None or holding.free < claim.amount):
                     purse.waiting += claim.amount
@@ -317,6 +319,8 @@ class Session:
     def _serve(self) -> None:
         """First-fit: everyone whose money is there now; those whom a fresh verdict refuses are told so."""
         for waiter in list(self._waiters):
+            if waiter.over:  # whoever was told before gave money back at once, and that served this one
+                continue
             outcome = self.reserve(waiter.claims)
             if isinstance(outcome, Reservation) or _final(outcome):
                 self.cancel(waiter)

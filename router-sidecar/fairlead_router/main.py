@@ -30,7 +30,7 @@ from fairlead_router.local_lease import LocalLease
 from fairlead_router.server import Application, Client, Clients, Limits
 from fairlead_router.settings import Settings, from_process
 from fairlead_router.telemetry import Telemetry
-from fairlead_router.upstream import Reply, Upstreams, fetch, request_head
+from fairlead_router.upstream import Patience, Reply, Upstreams, fetch, request_head
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def build(settings: Settings) -> Parts:
     now = asyncio.get_running_loop().time
     place = Place(f"{settings.namespace}/{settings.pod}", settings.pool, settings.engine)
     verifier = Verifier(time.time)
-    telemetry, upstreams = Telemetry(), Upstreams(now)
+    patience = Patience(settings.first_byte_s, settings.between_bytes_s)
+    telemetry, upstreams = Telemetry(), Upstreams(now, patience)
     id_base = secrets.randbits(24) << 24
     router = Router(
         place=place,
@@ -212,7 +213,7 @@ async def _tick(parts: Parts, clients: tuple[Clients, ...]) -> None:
     while True:
         for group in clients:
             group.check()
-        parts.upstreams.trim()
+        parts.upstreams.check()
         parts.router.advance()
         parts.router.hop_token = parts.hop_token.get()
         await asyncio.sleep(_TICK_S)

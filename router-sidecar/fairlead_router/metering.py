@@ -6,7 +6,7 @@ that gave up. Events pass whole, so one that is ours to change or drop never lef
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -21,15 +21,19 @@ _DATA: Final = b"data:"
 _SIGNS: Final = (b'"usage"', b"[DONE]", b'"abort"', b'"error"')
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=1 << 28)]
+"""A count beyond these bounds is no count: usage that holds one is treated as absent."""
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
 
 
 class Usage(msgspec.Struct):
     """OpenAI's usage object."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens | None = None
     prompt_tokens_details: _Details | None = None
 
     @property
@@ -56,6 +60,7 @@ class _Answer(msgspec.Struct):
 
 
 _answer = msgspec.json.Decoder(_Answer)
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -69,7 +74,7 @@ def read_answer(body: bytes) -> Reading:
     """Usage of an answer that is not a stream."""
     try:
         answer = _answer.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return Reading(None, aborted=False)
     return Reading(answer.usage, any(choice.finish_reason == "abort" for choice in answer.choices))
 
@@ -130,7 +135,7 @@ class StreamMeter:
             return whole
         try:
             chunk = _answer.decode(event[len(_DATA) :])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _UNREADABLE:
             return whole
         return self._chunk(chunk, whole)
 

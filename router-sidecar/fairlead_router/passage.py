@@ -45,8 +45,9 @@ class Passage:
         self._end()
         self._client.end_stream()
 
-    def upstream_failed(self, reason: str, *, stale: bool) -> None:
+    def upstream_failed(self, reason: str, *, stale: bool, late: bool = False) -> None:
         """The engine is gone: the entry router sees a 502, or a stream that breaks."""
+        del late
         if stale:
             self._send(fresh=True)
             return

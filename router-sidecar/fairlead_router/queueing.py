@@ -1,5 +1,8 @@
 """Waiting for a replica: first come, first served, in one line for each pool, bounded in length and in time.
 
+A request whose size no route is known to take, because the pool's engine never told its context, is parked beside the
+line: it counts as held, so that the pool is woken, and is looked at again when the configuration changes.
+
 A request waits either because every replica has its slots full (at most the route's maxWait) or because the pool has no
 replica (at most its maxColdStartWait); while it waits it may pass from one state to the other.
 """
@@ -24,6 +27,9 @@ class Guest(Protocol):
 
     def timed_out(self, *, cold: bool) -> None:
         """The time to wait is over; ``cold``: no replica appeared."""
+
+    def replan(self) -> None:
+        """The configuration changed while this request was parked."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +82,7 @@ class Line:
         self.held = Peaks()
         self._now = now
         self._places: deque[Place] = deque()
+        self._parked: deque[Place] = deque()
 
     def enter(self, place: Place) -> Replica | None:
         """A replica at once, if nobody is waiting and one has room."""
@@ -85,20 +92,39 @@ class Line:
 
     def wait(self, place: Place) -> bool:
         """Join the end of the line; false when it is full."""
-        if len(self._places) >= MAX_LENGTH:
+        if self._full():
             return False
         self._places.append(place)
         self._arm(place)
-        self.held.set(len(self._places))
+        self._count()
         return True
+
+    def park(self, place: Place) -> bool:
+        """Wait beside the line for the next configuration; false when too many wait."""
+        if self._full():
+            return False
+        self._parked.append(place)
+        self._arm(place)
+        self._count()
+        return True
+
+    def replan(self) -> None:
+        """The configuration changed: look at all parked requests again."""
+        parked, self._parked = self._parked, deque()
+        for place in parked:
+            if place.timer is not None:
+                place.timer.cancel()
+            place.guest.replan()
+        self._count()
 
     def leave(self, place: Place) -> None:
         """Wait no longer."""
         if place.timer is not None:
             place.timer.cancel()
-        if place in self._places:
-            self._places.remove(place)
-            self.held.set(len(self._places))
+        for places in (self._places, self._parked):
+            if place in places:
+                places.remove(place)
+                self._count()
 
     def release(self, replica: Replica) -> None:
         """A slot is free again."""
@@ -123,13 +149,26 @@ class Line:
             self._advance()
 
     def _advance(self) -> None:
-        while self._places:
-            place = self._places[0]
-            replica = self._take(place.skip)
-            if replica is None:
-                return
+        while (found := self._next()) is not None:
+            place, replica = found
             self.leave(place)
             place.guest.placed(replica)
+
+    def _next(self) -> tuple[Place, Replica] | None:
+        """The first who can have a replica; one that may not use those with room holds up nobody."""
+        for place in self._places:
+            replica = self._take(place.skip)
+            if replica is not None:
+                return place, replica
+            if not place.skip:
+                return None
+        return None
+
+    def _full(self) -> bool:
+        return len(self._places) + len(self._parked) >= MAX_LENGTH
+
+    def _count(self) -> None:
+        self.held.set(len(self._places) + len(self._parked))
 
     def _take(self, skip: Sequence[Replica]) -> Replica | None:
         replica = choose(self.replicas, self.config.slots, self._now(), skip)
@@ -141,12 +180,15 @@ class Line:
     def _arm(self, place: Place) -> None:
         if place.timer is not None:
             place.timer.cancel()
-        cold = not self.replicas
+        cold = self._cold(place)
         limit = place.max_cold_s if cold else place.max_wait_s
         delay = limit if not cold else max(0.0, place.since + limit - self._now())
         place.timer = asyncio.get_running_loop().call_later(delay, self._time_is_up, place)
 
+    def _cold(self, place: Place) -> bool:
+        return not self.replicas or place in self._parked
+
     def _time_is_up(self, place: Place) -> None:
-        cold = not self.replicas
+        cold = self._cold(place)
         self.leave(place)
         place.guest.timed_out(cold=cold)

@@ -85,6 +85,8 @@ def by_budget(shortage: Shortage, caller: Caller, labels: Labels, ledger_ms: int
         return _too_large(shortage, holding, caller)
     if shortage.lack == "Exhausted":
         return _exhausted(shortage, holding, caller, labels, ledger_ms)
+    if shortage.lack == "Paced":
+        return _paced(shortage, holding, caller)
     return _busy(shortage)
 
 
@@ -157,6 +159,21 @@ def _period_words(holding: Holding) -> str:
     if _DAY_MS - 3_600_000 <= length <= _LONGEST_DAY_MS:
         return "today"
     return f"since {instant(holding.window.start)}"
+
+
+def _paced(shortage: Shortage, holding: Holding, caller: Caller) -> Refusal:
+    retry_ms = max(1, shortage.retry_after_ms)
+    retry = -(-retry_ms // 1000)
+    share = f"at {100 * holding.used // max(1, holding.limit)}% and is " if _own(shortage, caller) else ""
+    return Refusal(
+        429,
+        "budget_pacing",
+        f"Budget {shortage.purse.label} is {share}spread over the time until {instant(holding.window.end)}. "
+        f"Try again in {retry}s.",
+        "rate_limit_error",
+        headers=(("retry-after", str(retry)), ("retry-after-ms", str(retry_ms)), ("x-should-retry", "true")),
+        facts=(("budget", shortage.purse.label),),
+    )
 
 
 def _busy(shortage: Shortage) -> Refusal:

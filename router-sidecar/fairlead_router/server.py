@@ -31,6 +31,10 @@ class Limits:
     headers: int = 100
     body: int = 32 * 1024 * 1024
     hop_body: int = 33 * 1024 * 1024
+    bodies: int = 128 * 1024 * 1024
+    """Of all requests that are read or answered, together. The copy that is sent on may double it."""
+    answers: int = 64 * 1024 * 1024
+    """Of all answers that are kept until they are whole, together."""
     connections: int = 20_000
     head_s: float = 10.0
     body_s: float = 60.0
@@ -38,12 +42,37 @@ class Limits:
     linger_s: float = 1.0
 
 
+class Memory:
+    """Bytes that are held at once, within a bound."""
+
+    __slots__ = ("bound", "used")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.used = 0
+
+    def fits(self, size: int) -> bool:
+        """Whether so much more may be held."""
+        return self.used + size <= self.bound
+
+    def take(self, size: int) -> bool:
+        """Hold so much more, if it fits."""
+        if not self.fits(size):
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Hold so much less."""
+        self.used -= size
+
+
 class Request:
     """One request, as far as it was read. ``owner`` is whatever the application found out from the head."""
 
     __slots__ = (
-        "arrived", "body", "expects", "headers", "keep_alive", "method", "owner", "path", "refusal", "request_id",
-        "sized", "version_1_0",
+        "arrived", "body", "expects", "headers", "held", "keep_alive", "method", "owner", "path", "refusal",
+        "request_id", "sized", "version_1_0",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,6 +84,7 @@ class Request:
         self.version_1_0 = False
         self.expects = False
         self.sized = 0
+        self.held = 0
         self.arrived = 0.0
         self.refusal: Refusal | None = None
         self.request_id = ""
@@ -127,6 +157,8 @@ class Client(asyncio.Protocol):
         self._handler: Handler | None = None
         self._pumping = False
         self._reading = True
+        self._full = False
+        self._unsent = 0
         self._chunked = True
         self._retelling = False
 
@@ -144,6 +176,7 @@ class Client(asyncio.Protocol):
         del exc
         self._transport = None
         self._phase = Phase.DEAF
+        self._forget(*self._backlog, self._request, self._current)
         self._backlog.clear()
         self._clients.remove(self)
         handler, self._handler = self._handler, None
@@ -156,13 +189,17 @@ class Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
+        self._full = True
         if self._handler is not None:
             self._handler.client_slow()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self._full = False
         if self._handler is not None:
             self._handler.client_ready()
+        else:
+            self._pump()
 
     def data_received(self, data: bytes) -> None:
         """Parse, then answer what is complete."""
@@ -243,6 +280,8 @@ class Client(asyncio.Protocol):
         chunked = b"transfer-encoding" in request.headers
         if refusal is None and request.sized > self._app.body_limit(request):
             refusal = _body_too_large(self._app.body_limit(request))
+        if refusal is None and not self._clients.bodies.fits(request.sized):
+            refusal = overloaded("request bodies", self._clients.bodies.bound)
         if refusal is not None:
             if request.sized or chunked:
                 self._stop(refusal)
@@ -257,6 +296,9 @@ class Client(asyncio.Protocol):
         self._size += len(data)
         if self._size > self._app.body_limit(self._request):
             self._stop(_body_too_large(self._app.body_limit(self._request)))
+        if not self._clients.bodies.take(len(data)):
+            self._stop(overloaded("request bodies", self._clients.bodies.bound))
+        self._request.held += len(data)
         self._parts.append(data)
 
     def on_message_complete(self) -> None:
@@ -336,6 +378,7 @@ class Client(asyncio.Protocol):
         """The current request is answered: go on with the next, or close."""
         keep = self.keeps_alive() or bool(self._backlog and self._current is not None and self._current.keep_alive)
         unread = self._phase is Phase.DEAF and not self._backlog
+        self._forget(self._current)
         self._current = self._handler = None
         self._deadline = self._now() + self._limits.idle_s
         if not keep:
@@ -354,7 +397,7 @@ class Client(asyncio.Protocol):
                 self._transport.abort()
         elif self._phase is Phase.IDLE:
             if self._current is None:
-                self._transport.close()
+                self._close_idle(self._transport, now)
         else:
             part = "head" if self._phase is Phase.HEAD else "body"
             allowed = self._limits.head_s if self._phase is Phase.HEAD else self._limits.body_s
@@ -362,6 +405,16 @@ class Client(asyncio.Protocol):
                 Refusal(408, "request_timeout", f"The request's {part} was not complete after {allowed:g}s.")
             )
             self._pump()
+
+    def _close_idle(self, transport: asyncio.Transport, now: float) -> None:
+        """Nothing was asked for a while. If an answer is still being read, go on as long as that gets anywhere."""
+        left = transport.get_write_buffer_size()
+        if not left:
+            transport.close()
+        elif left == self._unsent:
+            transport.abort()
+        else:
+            self._unsent, self._deadline = left, now + self._limits.idle_s
 
     def busy(self) -> bool:
         """Whether a request is being read or answered."""
@@ -384,7 +437,8 @@ class Client(asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while self._current is None and self._backlog and self._transport is not None:
+            # Not while the last answer is still to be read: answers would pile up for a client that only sends.
+            while self._current is None and self._backlog and self._transport is not None and not self._full:
                 request = self._current = self._backlog.popleft()
                 if request.refusal is not None:
                     self.refuse(request.refusal)
@@ -432,10 +486,18 @@ class Client(asyncio.Protocol):
         self._refuse_reading(refusal)
         raise _Stop
 
+    def _forget(self, *requests: Request | None) -> None:
+        """The bodies of these requests are not needed any more."""
+        for request in requests:
+            if request is not None:
+                self._clients.bodies.give(request.held)
+                request.held = 0
+
     def _refuse_reading(self, refusal: Refusal) -> None:
         """Answer with an error once it is this request's turn, then close."""
         self._phase = Phase.DEAF
         request = self._request
+        self._forget(request)
         request.refusal = refusal
         request.keep_alive = False
         request.request_id = request.request_id or self._app.new_request_id()
@@ -446,6 +508,7 @@ class Client(asyncio.Protocol):
     def _hang_up(self, *, linger: bool) -> None:
         """Close; with ``linger``, after throwing away for a moment what the client still sends."""
         self._phase = Phase.DEAF
+        self._forget(*self._backlog)
         self._backlog.clear()
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -463,6 +526,7 @@ class Clients:
     def __init__(self, limits: Limits, now: Callable[[], float]) -> None:
         self.now = now
         self.closing = False
+        self.bodies = Memory(limits.bodies)
         self._limits = limits
         self._open: set[Client] = set()
 
@@ -490,6 +554,17 @@ class Clients:
     def busy(self) -> int:
         """Connections with a request under way."""
         return sum(client.busy() for client in self._open)
+
+
+def overloaded(what: str, bound: int) -> Refusal:
+    """The 503 of a router that holds as much as it may. Another router's request goes to another replica."""
+    return Refusal(
+        503,
+        "overloaded",
+        f"This router holds {bound} bytes of {what} already. Try again in 1s.",
+        "service_unavailable_error",
+        headers=(("retry-after", "1"), ("x-should-retry", "true"), ("x-fairlead-retry", "overloaded")),
+    )
 
 
 def _without_offer(request: Request) -> bytes:

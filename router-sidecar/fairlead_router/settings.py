@@ -21,6 +21,8 @@ class Settings:
     engine: str
     drain: str
     drain_timeout_s: float
+    first_byte_s: float
+    between_bytes_s: float
     listen: str
     port: int
     admin_port: int
@@ -44,6 +46,8 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         engine=environment.get("FAIRLEAD_ENGINE_SOCKET", "") if environment.get("FAIRLEAD_POOL") else "",
         drain=environment.get("FAIRLEAD_DRAIN_SOCKET", ""),
         drain_timeout_s=float(environment.get("FAIRLEAD_DRAIN_TIMEOUT", "600")),
+        first_byte_s=float(environment.get("FAIRLEAD_FIRST_BYTE_TIMEOUT", "600")),
+        between_bytes_s=float(environment.get("FAIRLEAD_IDLE_TIMEOUT", "300")),
         listen=given.listen,
         port=given.port,
         admin_port=given.admin_port,

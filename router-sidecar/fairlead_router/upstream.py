@@ -58,6 +58,14 @@ class Head(msgspec.Struct, frozen=True):
         return next((value for key, value in self.headers if key == name), b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long an endpoint may be silent, in seconds: before an answer's first byte, and between its bytes."""
+
+    first_s: float = 600.0
+    between_s: float = 300.0
+
+
 class Sink(Protocol):
     """Who gets an answer. After ``upstream_end`` or ``upstream_failed`` nothing more comes."""
 
@@ -70,8 +78,11 @@ class Sink(Protocol):
     def upstream_end(self) -> None:
         """The answer is complete."""
 
-    def upstream_failed(self, reason: str, *, stale: bool) -> None:
-        """The answer will not be complete. ``stale``: a kept connection had died before a byte came back."""
+    def upstream_failed(self, reason: str, *, stale: bool, late: bool = False) -> None:
+        """The answer will not be complete.
+
+        ``stale``: a kept connection had died before a byte came back. ``late``: nothing came for too long.
+        """
 
 
 class Call:
@@ -142,6 +153,8 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._close_delimited = False
         self._keep = False
+        self._flowing = False
+        self._heard_at = 0.0
         self.idle_since = 0.0
 
     # --- asyncio ---
@@ -158,6 +171,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # an endpoint that speaks unasked is not to be trusted with a request
             return
         self._untouched = False
+        self._heard_at = self._pool.now()
         if not self._in_body:
             self._head_size += len(data)
         try:
@@ -205,6 +219,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Collect what this read brought of the body."""
+        self._flowing = True
         self._parts.append(data)
 
     def on_message_complete(self) -> None:
@@ -223,6 +238,8 @@ class Connection(asyncio.Protocol):
         self._head_size = 0
         self._head_pending = self._in_body = self._complete = self._close_delimited = False
         self._untouched = True
+        self._flowing = False
+        self._heard_at = self._pool.now()
         self._transport.write(head + body if len(body) < MAX_HEAD else head)
         if len(body) >= MAX_HEAD:
             self._transport.write(body)
@@ -244,8 +261,15 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on."""
+        self._heard_at = self._pool.now()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def check(self, now: float, patience: Patience) -> None:
+        """Give up an exchange in which nothing came for too long. A head alone is no sign of work."""
+        allowed = patience.between_s if self._flowing else patience.first_s
+        if self._sink is not None and now - self._heard_at > allowed:
+            self._fail(f"sent nothing{' more' if self._flowing else ''} for {allowed:g}s", late=True)
 
     def _deliver(self, sink: Sink) -> None:
         if self._head_pending:
@@ -282,13 +306,13 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         sink.upstream_end()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, *, late: bool = False) -> None:
         sink, stale = self._sink, self._used_before and self._untouched
         if self._call is not None:
             self._call.over()
         self.abort()
         if sink is not None:
-            sink.upstream_failed(f"{self._pool.target} {reason}", stale=stale)
+            sink.upstream_failed(f"{self._pool.target} {reason}", stale=stale and not late, late=late)
 
 
 class Pool:
@@ -296,9 +320,10 @@ class Pool:
 
     def __init__(self, target: Target, now: Callable[[], float]) -> None:
         self.target = target
-        self._now = now
+        self.now = now
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
+        self._retired = False
 
     def start(self, sink: Sink, head: bytes, body: bytes, *, fresh: bool = False) -> Call:
         """Send a request on an idle connection, or on a new one."""
@@ -313,7 +338,10 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """Keep a connection whose exchange is over."""
-        connection.idle_since = self._now()
+        if self._retired:
+            connection.abort()
+            return
+        connection.idle_since = self.now()
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
@@ -324,9 +352,25 @@ class Pool:
 
     def trim(self) -> None:
         """Close what was idle for too long."""
-        limit = self._now() - IDLE_S
+        limit = self.now() - IDLE_S
         while self._idle and self._idle[0].idle_since < limit:
             self._idle.pop(0).abort()
+
+    def check(self, patience: Patience) -> None:
+        """Give up exchanges in which nothing came for too long."""
+        now = self.now()
+        for connection in list(self._all):
+            connection.check(now, patience)
+
+    def retire(self) -> None:
+        """The endpoint is gone: exchanges under way go on, then their connections close."""
+        self._retired = True
+        while self._idle:
+            self._idle.pop().abort()
+
+    def over(self) -> bool:
+        """Whether no connection is left."""
+        return not self._all
 
     def close(self) -> None:
         """Close everything."""
@@ -336,17 +380,19 @@ class Pool:
     def _take(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable() and self._now() - connection.idle_since < IDLE_S:
+            if connection.usable() and self.now() - connection.idle_since < IDLE_S:
                 return connection
             connection.abort()
         return None
 
     async def _connect(self, call: Call, sink: Sink, head: bytes, body: bytes) -> None:
         connection = Connection(self)
+        self._all.add(connection)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._open(connection)
         except (OSError, TimeoutError) as error:
+            self._all.discard(connection)
             connection.abort()
             words = (
                 f"did not accept a connection within {CONNECT_TIMEOUT_S:g}s"
@@ -356,9 +402,9 @@ class Pool:
             sink.upstream_failed(f"{self.target} {words}", stale=False)
             return
         except asyncio.CancelledError:
+            self._all.discard(connection)
             connection.abort()
             raise
-        self._all.add(connection)
         if not call.attach(connection):
             connection.abort()
         elif not connection.usable():
@@ -377,9 +423,11 @@ class Pool:
 class Upstreams:
     """The pools of all endpoints in use. ``now`` is the event loop's clock."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], patience: Patience) -> None:
         self._now = now
+        self._patience = patience
         self._pools: dict[Target, Pool] = {}
+        self._retired: list[Pool] = []
 
     def pool(self, target: Target) -> Pool:
         """The pool of an endpoint."""
@@ -392,18 +440,23 @@ class Upstreams:
         """Forget endpoints that are gone; exchanges under way go on."""
         for target in [target for target in self._pools if target not in targets]:
             pool = self._pools.pop(target)
-            while (connection := pool._take()) is not None:  # noqa: SLF001 - the two are one mechanism
-                connection.abort()
+            pool.retire()
+            self._retired.append(pool)
 
-    def trim(self) -> None:
-        """Close what was idle for too long."""
-        for pool in self._pools.values():
+    def check(self) -> None:
+        """Close what was idle for too long, and give up what is silent for too long."""
+        for pool in self._everything():
             pool.trim()
+            pool.check(self._patience)
+        self._retired = [pool for pool in self._retired if not pool.over()]
 
     def close(self) -> None:
         """Close everything."""
-        for pool in self._pools.values():
+        for pool in self._everything():
             pool.close()
+
+    def _everything(self) -> list[Pool]:
+        return [*self._pools.values(), *self._retired]
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,7 +492,8 @@ class _Collector:
         else:
             self.done.set_result(Reply(self._status, b"".join(self._parts)))
 
-    def upstream_failed(self, reason: str, *, stale: bool) -> None:
+    def upstream_failed(self, reason: str, *, stale: bool, late: bool = False) -> None:
+        del late
         if not self.done.done():
             self.done.set_exception(_StaleError(reason) if stale else OSError(reason))
 

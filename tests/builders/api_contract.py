@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import pytest
 
@@ -76,8 +77,8 @@ async def a_watch_tells_what_happens_after_its_version(api: Api, namespace: str)
     await api.apply(SERVICES, service(namespace, "four", port=81))
     await api.delete(SERVICES, namespace, "four", made["metadata"]["uid"])
     kinds = []
-    async with asyncio.timeout(10):
-        async for event in api.watch(SERVICES, version, namespace=namespace):
+    async with asyncio.timeout(10), aclosing(api.watch(SERVICES, version, namespace=namespace)) as events:
+        async for event in events:
             kinds.append(event.type)
             if event.type == "DELETED":
                 break

@@ -237,7 +237,8 @@ class MemoryLedger:
         for (name, id_), row in self._rows.items():
             if name == session:
                 account = self._accounts[id_]
-                self._accounts[id_] = replace(account, unreconciled=account.unreconciled + sign * row.out)
+                left = account.unreconciled + sign * row.out
+                self._accounts[id_] = msgspec.structs.replace(account, unreconciled=left)
 
     def upkeep(self) -> int:
         for session in list(self._sessions.values()):
@@ -315,7 +316,7 @@ class SqliteLedger:
             return list(connection.exec_driver_sql(text).all())
 
     def books(self) -> list[Book]:
-        columns = ", ".join(f"account.{name}" for name in Account.__dataclass_fields__)
+        columns = ", ".join(f"account.{name}" for name in Account.__struct_fields__)
         rows = self.query(
             f"SELECT series.namespace || '/' || series.name, start_ms, {columns} FROM account "  # noqa: S608 - constants
             "JOIN budget_window ON budget_window.id = window_id "

@@ -35,7 +35,7 @@ from fairlead_router.local_lease import LocalLease
 from fairlead_router.policy import build_index
 from fairlead_router.server import Client, Clients, Limits
 from fairlead_router.telemetry import Telemetry
-from fairlead_router.upstream import Upstreams
+from fairlead_router.upstream import Patience, Upstreams
 
 ISSUER = "https://kubernetes.default.svc"
 POOL = "ai-platform/chat-8b"
@@ -265,6 +265,7 @@ async def station(
     limits: Limits | None = None,
     lease: Mapping[str, int] | None = None,
     transport: Transport | None = None,
+    patience: Patience | None = None,
 ) -> AsyncIterator[Station]:
     """A router with real sockets; ``lease`` grants budgets locally, ``transport`` reaches a ledger."""
     loop = asyncio.get_running_loop()
@@ -275,7 +276,7 @@ async def station(
         times=Times(loop.time, time.time),
         limits=limits,
         verifier=Verifier(time.time),
-        upstreams=Upstreams(loop.time),
+        upstreams=Upstreams(loop.time, patience or Patience()),
         telemetry=Telemetry(),
         id_base=0,
     )
@@ -311,7 +312,7 @@ async def station(
 async def _tick(clients: Clients, router: Router) -> None:
     while True:
         clients.check()
-        router.upstreams.trim()
+        router.upstreams.check()
         router.advance()
         await asyncio.sleep(0.02)
 

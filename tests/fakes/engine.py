@@ -34,6 +34,10 @@ class Behaviour:
     hold: asyncio.Event | None = None
     """Answer only once this is set."""
     without_usage: bool = False
+    stall_after: int | None = None
+    """Send nothing more after this many chunks (streams); 0: nothing after the head."""
+    dies_after_head: bool = False
+    """Close the connection once the head of a stream is sent."""
     padding: int = 0
     """Bytes of content in each chunk, to fill buffers."""
 
@@ -148,6 +152,11 @@ class FakeEngine:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
+        if behaviour.dies_after_head:
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the head must have been read before
+            writer.transport.abort()
+            return
         async for event in _events(receipt, behaviour):
             data = b"%x\r\n%b\r\n" % (len(event), event)
             step = behaviour.split_bytes or len(data)
@@ -170,6 +179,8 @@ async def _events(receipt: Receipt, behaviour: Behaviour) -> AsyncIterator[bytes
     count = behaviour.output_tokens if behaviour.cut_after is None else behaviour.cut_after
     text = "t" + "x" * behaviour.padding
     for index in range(count):
+        if index == behaviour.stall_after:
+            await asyncio.Event().wait()
         if index and behaviour.gap_s:
             await asyncio.sleep(behaviour.gap_s)
         last = index == behaviour.output_tokens - 1
@@ -196,7 +207,8 @@ def _usage(behaviour: Behaviour) -> dict[str, Any]:
 
 
 def _whole(receipt: Receipt, behaviour: Behaviour) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "t"}, "finish_reason": behaviour.finish_reason}
+    message = {"role": "assistant", "content": "t" + "x" * behaviour.padding}
+    choice = {"index": 0, "message": message, "finish_reason": behaviour.finish_reason}
     answer = {"id": "c", "object": "chat.completion", "model": receipt.body["model"], "choices": [choice]}
     return answer if behaviour.without_usage else {**answer, "usage": _usage(behaviour)}
 

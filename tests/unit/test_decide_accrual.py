@@ -1,5 +1,7 @@
 """The bill of pools, in quarter hours."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +15,9 @@ from fairlead_operator.decide.accrual import (
     cost_rows,
     resume,
 )
-from fairlead_operator.decide.facts import NodeFact
-from fairlead_operator.decide.pricing import VariantHardware, parse_prices
+from fairlead_operator.decide.facts import pod_fact, time_text
 from fairlead_router.contract import BUCKET_MS
-from tests.builders.decisions import NOW, pod
+from tests.builders.decisions import NOW, pod, pod_object
 
 HOUR = 3_600_000
 
@@ -57,13 +58,33 @@ def test_buckets_that_the_ledger_has_are_forgotten() -> None:
 
 
 def test_a_pod_is_billed_from_when_it_holds_a_node_with_a_price() -> None:
-    prices = parse_prices("accelerators: [{resourceName: cpu, perHour: '0.5', effectiveFrom: 2026-01-01}]")
-    hardware = VariantHardware("h100", "cpu", {}, 2000)
-    node = NodeFact("gpu-1", {}, frozenset({"cpu"}))
-    bill = billed_pod(prices, hardware, pod(), node, NOW)
+    bill = billed_pod(pod(), 1_000_000_000)
     assert bill == BilledPod("ai-platform/chat-8b", "h100", NOW - HOUR, None, 1_000_000_000)
-    assert billed_pod(prices, hardware, pod(), None, NOW) is None
-    assert billed_pod(prices, hardware, pod(unscheduled="no node", ready=False), None, NOW) is None
+    assert billed_pod(pod(), None) is None
+    unplaced = pod_object(unscheduled="no node", ready=False)
+    del unplaced["status"]["startTime"]
+    assert billed_pod(pod_fact(unplaced), 1_000_000_000) is None
+
+
+def test_a_pod_that_was_evicted_costs_until_then_and_one_that_never_started_nothing() -> None:
+    evicted = pod_object(ready=False)
+    evicted["status"] |= {"phase": "Failed", "reason": "Evicted", "containerStatuses": [], "initContainerStatuses": []}
+    evicted["status"]["conditions"][1]["lastTransitionTime"] = time_text(NOW - HOUR // 2)
+    assert _cost(evicted) == HOUR // 2
+    rejected = pod_object(ready=False)
+    rejected["status"] |= {"phase": "Failed", "containerStatuses": [], "initContainerStatuses": []}
+    rejected["status"]["conditions"] = []
+    assert _cost(rejected) == 0
+
+
+def test_a_terminating_pod_still_costs() -> None:
+    assert _cost(pod_object(deleting=True)) == HOUR
+
+
+def _cost(body: dict[str, Any]) -> int:
+    bill = billed_pod(pod_fact(body), HOUR)
+    assert bill is not None
+    return total(accrue(Accrual(NOW - 2 * HOUR), [bill], NOW, 0))[1]
 
 
 @given(

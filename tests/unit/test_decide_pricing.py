@@ -89,6 +89,11 @@ def test_the_same_entry_twice_is_told() -> None:
     assert "twice" in parse_prices(f"accelerators: [{entry}, {entry}]").problems[0].message
 
 
+def test_a_date_that_no_calendar_has_is_named_and_ends_nothing() -> None:
+    broken = parse_prices("accelerators: [{resourceName: cpu, perHour: '1', effectiveFrom: 2026-13-01}]")
+    assert "month must be in 1..12" in broken.problems[0].message
+
+
 def test_an_empty_list_has_no_prices() -> None:
     assert parse_prices("") == PriceList(seeds={})
 
@@ -145,7 +150,11 @@ def test_cpu_hardware_is_the_engines_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "milli"), [("2", 2000), ("0.5", 500), ("250m", 250), (3, 3000), ("x", None), ("0", None)]
+    ("text", "milli"),
+    [
+        *[("2", 2000), ("0.5", 500), ("250m", 250), (3, 3000), ("x", None), ("0", None), ("NaN", None), ("-1", None)],
+        *[("1e99999999", None), ("9E+999999999", None), ("٣", None), ("0.0001", None)],
+    ],
 )
 def test_cpu_quantities(text: object, milli: int | None) -> None:
     assert parse_cpu_milli(text) == milli

@@ -89,6 +89,25 @@ def test_max_replicas_is_named_when_it_binds() -> None:
 def test_a_raised_minimum_is_the_reason_for_the_change() -> None:
     decision = decide(inputs(bounds=bounds(minimum=3)))
     assert (decision.replicas, decision.reason, decision.bound_by) == (3, "MinReplicas", "MinReplicas")
+    assert decision.because == "the minimum is 3 (autoscaling.minReplicas)"
+    assert decision.message.startswith("The minimum is 3 (autoscaling.minReplicas). 0 running + 0 waiting keep")
+
+
+def test_a_new_pool_without_signals_says_just_that_its_minimum_is_one() -> None:
+    new = inputs(options=(option(current=0),), load=load(missing=(GONE,)))
+    decision = decide(new)
+    assert (decision.replicas, decision.reason) == (1, "MinReplicas")
+    assert decision.message == "The minimum is 1 (autoscaling.minReplicas)."
+
+
+def test_a_minimum_that_the_variants_reserve_is_named_after_them() -> None:
+    decision = decide(inputs(bounds=bounds(minimum=2), options=(option(minimum=2),)))
+    assert decision.because == "the minimum is 2 (the variants' minReplicas)"
+
+
+def test_a_router_whose_clock_is_ahead_keeps_no_pool_awake() -> None:
+    seen = remember(Memory(NOW), load(last_request_ms=NOW + 86_400_000), NOW, 30_000)
+    assert seen.last_request_ms == NOW
 
 
 def test_a_lowered_maximum_is_the_reason_for_the_change() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from fairlead_operator.decide.facts import live_pods, pod_fact
-from fairlead_operator.decide.signals import Load, Missing, Report, Router, pool_load
+from fairlead_operator.decide.facts import live_pods, pod_fact, telling_line
+from fairlead_operator.decide.signals import Load, Missing, Report, Router, pool_load, told_of
 from fairlead_router.contract import PoolSignals, Signals
 from tests.builders.decisions import NOW, pod, pod_object
 
@@ -84,15 +84,72 @@ def test_what_keeps_a_pod_from_serving(fields: dict[str, Any], kind: str, messag
     assert (trouble.kind, trouble.message) == (kind, message)
 
 
-def test_the_engines_own_last_line_is_preferred() -> None:
-    body = pod_object(ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 1})
-    fact = pod_fact(body, crash_text="OSError: acme/nothing is not a local folder\n")
-    assert fact.trouble is not None
-    assert fact.trouble.message == "exit code 1: OSError: acme/nothing is not a local folder"
+NO_MODEL = """
+(APIServer pid=1)     resolved_config_file = cached_file(
+(APIServer pid=1)                            ^^^^^^^^^^^^
+(APIServer pid=1)   File "/usr/lib/python3/site-packages/transformers/utils/hub.py", line 511, in cached_files
+(APIServer pid=1)     raise OSError(
+(APIServer pid=1) OSError: acme/nothing is not a local folder and is not a valid model identifier listed on the hub
+(APIServer pid=1) If this is a private repository, make sure to pass a token having permission to this repo.
+[rank0]:[W1120 11:00:00.1 ProcessGroupNCCL.cpp:1] Warning: destroy_process_group() was not called before exit
+
+"""
+NO_MEMORY = """
+(EngineCore_DP0 pid=77) ERROR 11-20 11:00:00 [core.py:708] Traceback (most recent call last):
+(EngineCore_DP0 pid=77) ERROR 11-20 11:00:00 [core.py:708]   File "core.py", line 699, in run_engine_core
+(EngineCore_DP0 pid=77) ERROR 11-20 11:00:00 [core.py:708] ValueError: No available memory for the cache blocks.
+(EngineCore_DP0 pid=77) Process EngineCore_DP0:
+(APIServer pid=1) Traceback (most recent call last):
+(APIServer pid=1)     raise RuntimeError("Engine core initialization failed. "
+(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (NO_MODEL, "OSError: acme/nothing is not a local folder and is not a valid model identifier listed on the hub"),
+        (NO_MEMORY, "ValueError: No available memory for the cache blocks."),
+        ("vllm serve: error: unrecognized arguments: --nope\n", "vllm serve: error: unrecognized arguments: --nope"),
+        ("torch.OutOfMemoryError: CUDA out of memory.\n", "torch.OutOfMemoryError: CUDA out of memory."),
+        ("RuntimeError: Engine core initialization failed.\n", "RuntimeError: Engine core initialization failed."),
+        ("first\nlast\n\n", "last"),
+        ("  \n", ""),
+    ],
+)
+def test_of_an_engines_last_words_the_telling_line_is_shown(log: str, said: str) -> None:
+    assert telling_line(log) == said
+    crashed = pod(ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 1, "message": log})
+    assert crashed.trouble is not None
+    assert crashed.trouble.message == (f"exit code 1: {said}" if said else "exit code 1")
+
+
+def test_a_container_that_was_killed_for_memory_says_so() -> None:
+    killed = pod(ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 137, "reason": "OOMKilled"})
+    assert killed.trouble is not None
+    assert killed.trouble.message == "OOMKilled, exit code 137"
+
+
+def test_an_engine_that_starts_again_after_a_crash_still_says_why_it_crashed() -> None:
+    body = pod_object(ready=False, waiting={}, ended={"exitCode": 1, "message": "OSError: no"})
+    body["status"]["containerStatuses"][0]["restartCount"] = 1
+    trouble = pod_fact(body).trouble
+    assert trouble is not None
+    assert (trouble.kind, trouble.message) == ("Exited", "exit code 1: OSError: no")
 
 
 def test_long_last_words_are_cut() -> None:
-    body = pod_object(ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 1})
-    fact = pod_fact(body, crash_text="x" * 5000)
+    fact = pod(ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 1, "message": "x" * 5000})
     assert fact.trouble is not None
     assert len(fact.trouble.message) < 500
+
+
+def test_a_router_of_a_team_is_not_believed_about_pools_of_others() -> None:
+    stranger = Router("team/other-1", "team/other", platform=False)
+    own = Router("a/other-1", "a/other", platform=False)
+    reports = dict([report(GATEWAY, held=1), report(SIDECAR), report(stranger, held=900, last_request_ms=9)])
+    load = pool_load(POOL, 4, [GATEWAY, SIDECAR, stranger], reports, NOW)
+    assert (load.held, load.peak, load.last_request_ms) == (1, 1, 0)
+    assert len(told_of(POOL, [GATEWAY, SIDECAR, stranger], reports, NOW)) == 2
+    reports |= dict([report(own, held=2)])
+    assert pool_load(POOL, 4, [GATEWAY, SIDECAR, own], reports, NOW).held == 3

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from fairlead_operator.errors import ForbiddenError, GoneError, OverloadedError, RefusedError, UnreachableError
 from fairlead_operator.kube.api import PAGE, Api
@@ -68,6 +69,22 @@ async def test_a_version_that_is_too_old_is_gone(server: FakeApiServer, api: Api
     server.compact()
     with pytest.raises(GoneError, match="too old"):
         await anext(api.watch(SERVICES, "1"))
+
+
+async def test_an_answer_that_is_not_json_is_an_error_of_the_call() -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>a proxy</html>")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession() as session:
+        api = Api(session, f"http://127.0.0.1:{runner.addresses[0][1]}")
+        with pytest.raises(UnreachableError, match="not JSON"):
+            await api.list(SERVICES)
+    await runner.cleanup()
 
 
 async def test_a_refused_connection_is_unreachable() -> None:

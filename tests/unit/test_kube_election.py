@@ -104,6 +104,20 @@ async def test_a_server_that_hangs_counts_as_no_renewal(stage: Stage) -> None:
         await asyncio.wait_for(task, 5)
 
 
+async def test_a_renewal_that_was_answered_late_counts_from_when_it_was_sent(stage: Stage) -> None:
+    first = stage.candidate("a")
+    stage.start(first)
+    task = stage.tasks[-1]
+    await eventually(first.leading.is_set)
+    stage.server.faults.append(Fault("PUT", "leases", delay_s=SHORT.deadline_s * 0.8))
+    await eventually(lambda: not stage.server.faults[0].times)
+    stage.server.faults.append(Fault("GET", "leases", times=1000, delay_s=2))
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(LeaseLostError):
+        await asyncio.wait_for(task, 5)
+    assert asyncio.get_running_loop().time() - begun < SHORT.duration_s
+
+
 async def test_a_leader_that_finds_another_holder_gives_up(stage: Stage) -> None:
     first = stage.candidate("a")
     stage.start(first)

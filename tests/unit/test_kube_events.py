@@ -1,13 +1,16 @@
 """An Event is written once for what happened once, and a storm is cut."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
 
 from fairlead_operator.kube.api import Api, Object
 from fairlead_operator.kube.events import BURST, REPEAT_S, Recorder
+from fairlead_operator.logs import JsonFormatter
 from tests.fakes.api_server import FakeApiServer, Fault
 from tests.fakes.clock import FakeClock
 
@@ -24,6 +27,7 @@ class Told:
     reason: str = "ScaledUp"
     message: str = "3 to 4 replicas"
     key: str = ""
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 class Desk:
@@ -65,6 +69,29 @@ async def test_a_storm_is_cut_to_a_burst_and_goes_on_slowly(desk: Desk) -> None:
     assert sum(told) == BURST
     await desk.clock.advance(1)
     assert await desk.recorder.tell(POOL, Told(message="later"))
+
+
+async def test_an_event_that_the_storm_cut_is_told_as_soon_as_there_is_room(desk: Desk) -> None:
+    for index in range(BURST):
+        await desk.recorder.tell(POOL, Told(message=f"change {index}"))
+    assert not await desk.recorder.tell(POOL, Told(message="later"))
+    await desk.clock.advance(1)
+    assert await desk.recorder.tell(POOL, Told(message="later"))
+
+
+async def test_an_event_is_a_log_line_with_its_numbers(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await desk.recorder.tell(POOL, Told(fields={"from": 3, "to": 4}))
+    line = json.loads(JsonFormatter().format(caplog.records[0]))
+    assert line | {"ts": ""} == {
+        "ts": "",
+        "level": "info",
+        "event": "ScaledUp",
+        "pool": "team-a/chat",
+        "from": 3,
+        "to": 4,
+        "message": "3 to 4 replicas",
+    }
 
 
 async def test_an_event_that_cannot_be_written_is_no_error(desk: Desk) -> None:

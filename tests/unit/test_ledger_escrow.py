@@ -470,3 +470,52 @@ def test_the_active_action_is_the_highest_share_reached() -> None:
         "Pace",
         "Reject",
     ]
+
+
+def test_an_account_that_counts_for_no_budget_any_more_is_answered_without_one(ledger: SqliteLedger) -> None:
+    one = Talker(ledger)
+    assert one.ask(100).budget == "team-a/monthly"
+    ledger.put(2, budget(time_zone="Europe/Berlin"))
+    old = Holding(account=1, granted=100)
+    (stated, asked) = one.say(old, asks=(ask(50),)).accounts
+    assert (stated.account, stated.budget) == (1, "")
+    assert (asked.budget, asked.granted) == ("team-a/monthly", 50)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"holdings": (Holding(account=1 << 70),)}, "holdings[0]"),
+        ({"close": Close(complete=True, unknown=(Unknown(account=1, amount=-5),))}, "close.unknown[0]"),
+        ({"close": Close(complete=True, unknown=(Unknown(account=1 << 70),))}, "close.unknown[0]"),
+    ],
+)
+def test_numbers_that_no_account_has_are_refused(message: dict[str, Any], named: str) -> None:
+    refusal = objection(caller(), SyncRequest(session="s", seq=1, **message))
+    assert refusal is not None
+    assert (refusal.status, named in refusal.reason) == (422, True)
+
+
+def test_a_goodbye_has_no_more_lines_than_any_message() -> None:
+    unknown = tuple(Unknown(account=number) for number in range(MAX_LINES + 1))
+    refusal = objection(caller(), SyncRequest(session="s", seq=1, close=Close(complete=True, unknown=unknown)))
+    assert refusal is not None
+    assert refusal.status == 413
+
+
+def test_sessions_and_workflows_that_are_over_are_forgotten_and_what_is_held_is_not(ledger: SqliteLedger) -> None:
+    ledger.put(2, budget(per="Workflow"), budget("yearly", period="Year"))
+    gone, lost, lives = Talker(ledger, "gone"), Talker(ledger, "lost"), Talker(ledger, "lives")
+    gone.ask(10, namespace="team-a", key="wf-1")
+    gone.say(close=Close(complete=True))
+    lost.ask(10, budget="team-a/yearly")
+    ledger.now += 31 * 24 * HOUR
+    lives.ask(10, namespace="team-a", key="wf-2")
+    assert ledger.upkeep() == 0
+    assert [row[0] for row in ledger.query("SELECT id FROM session ORDER BY id")] == ["lives", "lost"]
+    assert [row[0] for row in ledger.query("SELECT key FROM account ORDER BY key")] == ["", "wf-2"]
+    ledger.now += 500 * 24 * HOUR
+    for _ in range(2):
+        assert ledger.upkeep() == 0
+    for table in ("account", "budget_window", "window_ns", "session", "holding"):
+        assert ledger.query(f"SELECT count(*) FROM {table}")[0][0] == 0  # noqa: S608 - constants

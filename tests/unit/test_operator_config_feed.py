@@ -144,6 +144,17 @@ def test_only_so_many_versions_are_remembered() -> None:
     assert not made.knows_budget("fairlead", first.version, "platform/none")
 
 
+async def test_a_scope_without_a_pool_is_forgotten_and_made_again_for_who_asks() -> None:
+    made = feed(config(policy("team-a")))
+    for namespace in ("team-a", "team-z"):
+        await made.answer(namespace, NOTHING, 0)
+    made.publish(config(policy("team-a", context=4096)), endpoints())
+    assert set(made._scopes) == {"", "team-a"}
+    answer = await made.answer("team-z", NOTHING, 0)
+    assert answer.config is not None
+    assert answer.config.pools == ()
+
+
 def test_publishing_the_same_again_wakes_nobody() -> None:
     made = feed(config(policy("platform")))
     assert not made.publish(config(policy("platform")), endpoints())

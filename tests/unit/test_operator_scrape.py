@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from fairlead_operator.signals.scrape import Scraper, Target
+from fairlead_operator.signals.scrape import MAX_BYTES, Scraper, Target
 from tests.fakes.clock import FakeClock
 
 
@@ -36,6 +36,21 @@ class Fleet:
 
 def signals(router: str = "ns/r1", **fields: Any) -> dict[str, Any]:
     return {"router": router, "configVersion": "c", "endpointsVersion": "e", **fields}
+
+
+async def test_an_answer_that_comes_in_pieces_is_read_whole(fleet: Fleet) -> None:
+    pools = [{"pool": f"ns/p{index}"} for index in range(20_000)]
+    fleet.answer = lambda _: signals(pools=pools)
+    await fleet.scraper.round([TARGET])
+    found = fleet.scraper.reports["ns/r1"].signals
+    assert found is not None
+    assert len(found.pools) == 20_000
+
+
+async def test_an_answer_without_an_end_is_no_answer(fleet: Fleet) -> None:
+    fleet.answer = lambda _: json.dumps(signals()) + " " * (MAX_BYTES + 1)
+    await fleet.scraper.round([TARGET])
+    assert not fleet.scraper.reports
 
 
 TARGET = Target("ns/r1", "127.0.0.1")

@@ -87,5 +87,19 @@ async def test_a_name_of_somebody_else_is_left_alone(nursery: Nursery) -> None:
 async def test_a_child_of_another_pool_is_left_alone(nursery: Nursery) -> None:
     body = pool_service(make_pool("chat").metadata(uid="another").parsed())
     await nursery.server.put("services", body)
-    with pytest.raises(NameTakenError, match="belongs to ModelPool chat"):
+    with pytest.raises(NameTakenError, match="is of a deleted ModelPool of the same name"):
         await nursery.ensure()
+    other = pool_service(make_pool("chat").parsed())
+    other["metadata"]["ownerReferences"][0] |= {"name": "chat-l40s", "uid": "another"}
+    await nursery.server.put("services", other)
+    with pytest.raises(NameTakenError, match="belongs to ModelPool chat-l40s and was left as it is"):
+        await nursery.ensure()
+
+
+async def test_the_children_of_a_deleted_pool_are_forgotten_and_those_of_others_are_not(nursery: Nursery) -> None:
+    await nursery.ensure()
+    nursery.children.forget("ai-platform", "chat-8b")
+    nursery.children.forget("team-a", "chat")
+    assert len(nursery.children._applied) == 1
+    nursery.children.forget("ai-platform", "chat")
+    assert not nursery.children._applied

@@ -4,10 +4,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.decide.facts import PodFact, node_fact
+from fairlead_operator.decide.rates import PoolCard, Rates
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.api import Api
 from fairlead_operator.kube.cluster import Cluster, Departed, Snapshot
@@ -16,7 +18,7 @@ from fairlead_operator.kube.queue import Key, WorkQueue
 from fairlead_operator.ledger_client import LedgerClient
 from fairlead_operator.prices.file import PriceFile
 from fairlead_operator.reconcile.books import Books
-from fairlead_operator.reconcile.ledger_sync import COSTS_EVERY_S, LedgerSync, Parts, cost_per_thousand
+from fairlead_operator.reconcile.ledger_sync import COSTS_EVERY_S, SPEND_EVERY_S, LedgerSync, Parts, cost_per_thousand
 from fairlead_router.contract import (
     CardRow,
     CostRow,
@@ -107,6 +109,8 @@ class FakeLedger(LedgerClient):
         self.told: list[PutBudgets] = []
         self.bills: list[PutCosts] = []
         self.fails: dict[str, LedgerError] = {}
+        self.faults: dict[str, Exception] = {}
+        self.card_rows: list[str] = []
         self.answer = SpendList()
         self.stored = PutCosts()
         self.asked: list[str] = []
@@ -115,14 +119,21 @@ class FakeLedger(LedgerClient):
         self.asked.append(call)
         if call in self.fails:
             raise self.fails[call]
+        if call in self.faults:
+            raise self.faults[call]
 
     async def put_budgets(self, budgets: PutBudgets) -> None:
         self._ask("budgets")
         self.told.append(budgets)
+        self.answer = msgspec.structs.replace(self.answer, budgets_version=budgets.version)
 
     async def put_costs(self, costs: PutCosts) -> None:
         self._ask("put_costs")
         self.bills.append(costs)
+
+    async def put_cards(self, cards: PutCards) -> None:
+        self._ask("put_cards")
+        self.card_rows += [row.pool for row in cards.cards]
 
     async def cards(self) -> PutCards:
         self._ask("cards")
@@ -171,7 +182,8 @@ class FakeElection(Election):
         self.transitions = 3
         self.renews = True
 
-    async def _try_once(self) -> bool:
+    async def _try_once(self, seconds: float | None = None) -> bool:
+        del seconds
         return self.renews
 
 
@@ -284,7 +296,8 @@ async def test_a_budget_is_woken_when_its_figures_move(desk: Desk) -> None:
     desk.ledger.answer = SpendList(budgets=(spend("one"), spend("two")))
     await desk.sync.round()
     await desk.drained()
-    desk.ledger.answer = SpendList(budgets=(spend("one"), spend("two", 5)))
+    desk.ledger.answer = SpendList(budgets=(spend("one"), spend("two", 5)), budgets_version=(3, 1))
+    await desk.clock.advance(SPEND_EVERY_S)
     await desk.sync.round()
     assert await desk.drained() == {Key("CostBudget", "team-a", "two")}
 
@@ -320,6 +333,61 @@ async def test_a_bill_that_was_not_taken_is_told_with_the_next(desk: Desk) -> No
     await desk.clock.advance(COSTS_EVERY_S)
     await desk.sync.round()
     assert _bill(desk) == 20_000_000
+
+
+async def test_a_ledger_that_was_restored_is_told_again_what_it_lost(desk: Desk) -> None:
+    desk.wanted = (budget("one"),)
+    await desk.sync.round()
+    desk.books.cards["ai-platform/new"] = PoolCard(1, Rates(1, 1, 1), "Seed", 1)
+    desk.ledger.answer = SpendList(budgets_version=(0, 0))
+    await desk.clock.advance(SPEND_EVERY_S)
+    await desk.sync.round()
+    await desk.sync.round()
+    assert [one.version for one in desk.ledger.told] == [(3, 1), (3, 2)]
+    assert desk.ledger.card_rows == ["ai-platform/new"]
+    assert set(desk.books.cards) == {"ai-platform/chat", "ai-platform/new"}
+
+
+async def test_a_fault_in_one_step_keeps_none_of_the_others_from_running(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.ledger.faults["budgets"] = OverflowError("can't serialize ints > 64 bits")
+    await desk.sync.round()
+    await desk.sync.round()
+    assert {"spend", "cards", "put_costs", "usage"} <= set(desk.ledger.asked)
+    assert len([one for one in caplog.records if "broke off" in one.message]) == 1
+
+
+async def test_a_node_that_vanished_is_billed_until_its_pods_did_also_by_a_silent_ledger(desk: Desk) -> None:
+    now = desk.clock.now_ms()
+    running = pod("p1", now - HOUR_MS)
+    desk.cluster.now = Snapshot(pools={POOL.key: POOL}, nodes={"n1": NODE}, pods=(running,))
+    desk.ledger.stored = PutCosts(until=now)
+    await desk.sync.round()
+    desk.ledger.fails["spend"] = LedgerError("GET", "no answer")
+    await desk.clock.advance(10)
+    await desk.sync.round()
+    desk.cluster.now = Snapshot(pools={POOL.key: POOL})
+    desk.cluster.gone = [Departed(running, now + 12_000)]
+    await desk.clock.advance(10)
+    await desk.sync.round()
+    desk.ledger.fails.clear()
+    await desk.sync.round()
+    assert _bill(desk) == 12_000_000
+
+
+async def test_hardware_and_prices_of_what_is_gone_are_forgotten(desk: Desk) -> None:
+    running = pod("p1", desk.clock.now_ms())
+    desk.cluster.now = Snapshot(pools={POOL.key: POOL}, nodes={"n1": NODE}, pods=(running,))
+    await desk.sync.round()
+    desk.cluster.now = Snapshot(nodes={"n1": NODE}, pods=(running,))
+    await desk.clock.advance(COSTS_EVERY_S)
+    await desk.sync.round()
+    assert _bill(desk) == 10_000_000
+    desk.cluster.now = Snapshot(nodes={"n1": NODE})
+    await desk.sync.round()
+    assert not desk.sync._hardware
+    assert not desk.sync._prices
 
 
 def test_a_thousand_requests_cost_the_whole_bill_not_only_what_was_charged() -> None:

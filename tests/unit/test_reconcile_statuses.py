@@ -7,9 +7,10 @@ import aiohttp
 import pytest
 
 from fairlead_operator.kube.api import Api
-from fairlead_operator.kube.resources import MODEL_POOLS
+from fairlead_operator.kube.queue import Key
+from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS
 from fairlead_operator.reconcile.statuses import FIGURES_S, Statuses
-from tests.builders.resources import make_pool
+from tests.builders.resources import make_budget, make_pool
 from tests.fakes.api_server import FakeApiServer
 from tests.fakes.clock import FakeClock
 
@@ -50,7 +51,7 @@ async def test_the_same_status_is_written_once(desk: Desk) -> None:
 async def test_figures_wait_and_say_how_long(desk: Desk) -> None:
     await desk.write(replicas=2, costPerHour="1.00")
     await desk.clock.advance(4)
-    assert await desk.write(replicas=2, costPerHour="2.00") == pytest.approx(FIGURES_S - 4)
+    assert await desk.write(replicas=2, costPerHour="2.00") == pytest.approx(FIGURES_S[MODEL_POOLS] - 4)
     await desk.clock.advance(6)
     assert await desk.write(replicas=2, costPerHour="2.00") == 0
     assert desk.written == 2
@@ -67,3 +68,48 @@ async def test_the_status_of_a_new_object_of_the_same_name_starts_anew(desk: Des
     await desk.write(replicas=2)
     again = {**desk.raw, "metadata": {**desk.raw["metadata"], "uid": "other"}}
     assert desk.statuses.present(again) == {}
+
+
+async def test_a_status_that_somebody_else_changed_is_put_right(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    stored = desk.server.get("modelpools", "ai-platform", "chat")
+    assert stored is not None
+    desk.raw = await desk.server.put("modelpools", {**stored, "status": {"replicas": 9}})
+    assert desk.statuses.present(desk.raw) == {"replicas": 9}
+    await desk.write(replicas=2)
+    assert desk.written == 2
+
+
+async def test_an_object_that_changed_without_its_status_is_not_written_again(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    stored = desk.server.get("modelpools", "ai-platform", "chat")
+    assert stored is not None
+    desk.raw = await desk.server.put("modelpools", {**stored, "spec": {**stored["spec"], "replicas": 7}})
+    await desk.write(replicas=2)
+    assert desk.written == 1
+
+
+async def test_a_status_that_was_read_before_ours_arrived_is_not_taken_for_anothers(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    await desk.write(replicas=2)
+    assert desk.statuses.present(desk.raw) == {"replicas": 2}
+
+
+async def test_a_deleted_object_is_forgotten(desk: Desk) -> None:
+    await desk.write(replicas=2)
+    desk.statuses.forget(Key("ModelPool", "ai-platform", "chat"))
+    assert desk.statuses.present(desk.raw) == {}
+
+
+async def test_a_budgets_figures_follow_within_two_seconds(desk: Desk) -> None:
+    desk.raw = await desk.server.put("costbudgets", make_budget("team").obj())
+
+    async def write(percent: int, action: str) -> float:
+        return await desk.statuses.write(COST_BUDGETS, desk.raw, {"usedPercent": percent, "activeAction": action})
+
+    await write(40, "None")
+    assert 0 < await write(58, "None") <= FIGURES_S[COST_BUDGETS] <= 3
+    assert await write(100, "Reject") == 0
+    stored = desk.server.get("costbudgets", desk.raw["metadata"]["namespace"], "team")
+    assert stored is not None
+    assert stored["status"] == {"usedPercent": 100, "activeAction": "Reject"}

@@ -22,7 +22,7 @@ from tests.builders.resources import PoolBuilder, make_pool
 from tests.golden_files import assert_golden
 
 IMAGES = Images("fairlead-router:0.1.0", "vllm/vllm-openai:v0.32.0")
-SETTINGS = RenderSettings(platform_namespaces=("ai-platform",))
+SETTINGS = RenderSettings()
 KUBERNETES = "1.34.0"
 
 

@@ -4,7 +4,7 @@ from random import Random
 
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.rates import PoolCard, Rates
-from fairlead_operator.render.ledger_budgets import covered_namespaces, ledger_budget, put_budgets
+from fairlead_operator.render.ledger_budgets import covered_namespaces, ledger_budget
 from fairlead_operator.render.router_config import (
     BudgetInput,
     Compiled,
@@ -115,12 +115,8 @@ def test_a_platform_budget_covers_the_namespaces_that_it_selects() -> None:
 
 def test_a_budget_for_the_ledger_is_in_its_unit() -> None:
     budget = make_budget("monthly").limit("12.50").alert(80).alert(70).parsed()
-    sent = ledger_budget(budget)
+    sent = ledger_budget(budget, ("search", "support"))
+    assert sent.namespaces == ("search", "support")
     assert sent.limit == 12_500_000_000 == 12.5 * USD
     assert [action.at_percent for action in sent.actions] == [70, 80]
-    assert ledger_budget(make_budget("loop").limit(200, unit="Requests").parsed()).limit == 200
-
-
-def test_all_budgets_go_in_one_order() -> None:
-    budgets = [make_budget(name).parsed() for name in "ba"]
-    assert [one.name for one in put_budgets((1, 2), budgets).budgets] == ["a", "b"]
+    assert ledger_budget(make_budget("loop").limit(200, unit="Requests").parsed(), ("support",)).limit == 200

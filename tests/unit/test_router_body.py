@@ -221,3 +221,13 @@ def test_an_estimate_follows_what_engines_report_and_stays_careful() -> None:
     for _ in range(200):
         calibration.observe(2_000, 1_000)
     assert 1_050 < calibration.estimate(2_000) < 1_200
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [b"[" + b"9" * 5_000 + b"]", b"[" * 31 + b",".join([b"1"] * 200_000) + b"]" * 31],
+    ids=["a number that Python does not read", "small in bytes, large when printed"],
+)
+def test_tools_that_cannot_be_measured_are_refused(tools: bytes) -> None:
+    with pytest.raises(BodyError, match="tools"):
+        parse(CHAT, b'{"model":"chat","messages":[],"tools":' + tools + b"}")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from fairlead_router.budget import Claim, Purse, Reservation, Shortage, Wallet
+from fairlead_router.budget import MAX_ASKS, MAX_STATEMENTS, Claim, Purse, Reservation, Shortage, Wallet
 from fairlead_router.contract import AccountAnswer, BudgetConfig, Window
 from tests.builders.router import budget
 
@@ -239,3 +239,64 @@ TestWalletMachine.settings = settings(max_examples=100, stateful_step_count=40, 
 def test_a_purse_is_found_again_by_its_name(key: str) -> None:
     wallet = Wallet()
     assert wallet.purse(budget(), "support", key) is wallet.purse(budget(), "support", key)
+
+
+def test_holdings_that_do_not_fit_one_message_come_with_the_next_and_those_that_are_waited_for_come_first() -> None:
+    wallet = Wallet()
+    config = budget(per="Caller")
+    for account in range(1, MAX_STATEMENTS + 101):
+        key = f"sa:{account}"
+        wallet.purse(config, "support", key)
+        answer = AccountAnswer(
+            account=account, budget="support/support", namespace="support", key=key, window=WINDOW, granted=5, limit=5
+        )
+        wallet.take(answer, NOW_MS, 0.0)
+    last = wallet.purses["support/support", "support", f"sa:{MAX_STATEMENTS + 100}"]
+    last.waiting = last.first = 50
+    told = list(wallet.statements(NOW_MS, 0.0, everything=False))
+    assert (len(told), told[0].account, told[0].need) == (MAX_STATEMENTS, MAX_STATEMENTS + 100, 50)
+    last.waiting = last.first = 0
+    for holding in wallet.holdings.values():
+        holding.dirty = True
+    again = {holding.account for holding in wallet.statements(NOW_MS, 0.0, everything=False)}
+    assert again | {holding.account for holding in told} == set(wallet.holdings)
+
+
+def test_accounts_that_requests_wait_for_are_asked_for_before_others() -> None:
+    wallet = Wallet()
+    config = budget(per="Caller")
+    for number in range(MAX_ASKS + 1):
+        wallet.purse(config, "support", f"sa:{number}").used_at = 100.0
+    last = wallet.purse(config, "support", f"sa:{MAX_ASKS}")
+    last.waiting = last.first = 7
+    asks = list(wallet.asks(NOW_MS, 100.0))
+    assert (len(asks), asks[0].key, asks[0].need) == (MAX_ASKS, last.key, 7)
+
+
+def test_an_account_that_counts_for_no_budget_any_more_is_given_back_and_the_right_one_asked_for() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 100)
+    purse.used_at = 10.0
+    wallet.take(AccountAnswer(account=1, namespace="support", window=WINDOW, granted=100), NOW_MS, 10.0)
+    assert purse.current is None
+    (told,) = wallet.statements(NOW_MS, 10.0, everything=True)
+    assert (told.final, told.returned) == (True, 100)
+    assert [ask.at for ask in wallet.asks(NOW_MS, 10.0)] == ["Now"]
+    wallet.take(AccountAnswer(account=1, namespace="support", window=WINDOW), NOW_MS, 10.0)
+    assert not wallet.holdings
+
+
+def test_what_was_owed_is_told_even_if_the_account_was_known_through_another_key() -> None:
+    wallet = Wallet()
+    config = budget(enforcement="Audit", per="Caller")
+    first, second = wallet.purse(config, "support", "sa:a"), wallet.purse(config, "support", "sa:b")
+    second.owed = 3
+    for asked in ("sa:a", "sa:b"):
+        answer = AccountAnswer(
+            account=1, budget="support/support", namespace="support", key="~other", asked_key=asked, window=WINDOW
+        )
+        wallet.take(answer, NOW_MS, 0.0)
+        told = list(wallet.statements(NOW_MS, 0.0, everything=False))
+        owed = 3 if asked == "sa:b" else 0
+        assert [(holding.charged, holding.unbacked) for holding in told] == [(owed, owed)]
+    assert first.current is second.current

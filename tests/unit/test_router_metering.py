@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,3 +146,28 @@ def test_dimensions_beyond_the_bound_are_counted_together() -> None:
     lines = book.take()
     assert len(lines) <= 4_001
     assert sum(line.nano_usd for line in lines) == 4_100
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1, "completion_tokens": 3},
+        {"prompt_tokens": 10, "completion_tokens": -3},
+        {"prompt_tokens": 10, "completion_tokens": 1 << 40},
+        {"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": -4}},
+        {"prompt_tokens": "many"},
+    ],
+)
+def test_usage_that_cannot_be_true_is_no_usage(usage: dict[str, Any]) -> None:
+    assert read_answer(json.dumps({"choices": [], "usage": usage}).encode()).usage is None
+    found = meter()
+    run(found, [event(usage=usage), b"data: [DONE]\n\n"])
+    assert found.usage is None
+    assert found.done
+
+
+def test_an_answer_that_is_nested_without_end_is_an_answer_without_usage() -> None:
+    deep = b'{"choices":[],"usage":null,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert read_answer(deep).usage is None
+    found = meter()
+    assert run(found, [b"data: " + deep + b"\n\n"]).endswith(b"}\n\n")

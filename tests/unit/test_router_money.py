@@ -11,8 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fairlead_router.contract import LedgerBudget, PolicyConfig, PoolConfig, PutBudgets, SpendAnswer
+from fairlead_router import lease
+from fairlead_router.contract import (
+    AccountAnswer,
+    LedgerBudget,
+    PolicyConfig,
+    PoolConfig,
+    PutBudgets,
+    SpendAnswer,
+    Verdict,
+)
 from fairlead_router.control import LedgerPeer, Peer, Token
+from fairlead_router.local_lease import LocalLease
 from tests.builders import ledger as ledger_builders
 from tests.builders.router import (
     CARD,
@@ -201,6 +211,51 @@ async def test_a_larger_route_reserves_what_it_costs_before_it_runs(
         assert (await at.ask(chat())).status == status
         assert len(engine.receipts) == (2 if status == 200 else 1)
         assert held(at) == (10 * 10_000 + 4 * 96 if status == 200 else 0, 0)
+
+
+class Verdicts(LocalLease):
+    """A ledger that grants nothing and says why."""
+
+    def __init__(self, verdict: Verdict, used: int = 85, retry_after_ms: int = 0) -> None:
+        super().__init__({"support/support": 10**9}, lambda: int(time.time() * 1000))
+        self._said = {"verdict": verdict, "used": used * 10**7, "retry_after_ms": retry_after_ms, "granted": 0}
+
+    def _grant(self, account: int, want: int, first: int) -> AccountAnswer:
+        answer = super()._grant(account, 0 * want, 0 * first)
+        return msgspec.structs.replace(answer, **self._said)
+
+
+async def test_a_budget_that_is_paced_says_when_to_come_back(engine: FakeEngine) -> None:
+    config = configuration(budgets=(budget(),))
+    ledger = Verdicts("Paced", retry_after_ms=12_400)
+    async with station(config, {POOL: (await engine.start(),)}, transport=ledger) as at:
+        answer = await at.ask(chat())
+        again = await at.ask(chat())
+    assert [(found.status, found.code) for found in (answer, again)] == [(429, "budget_pacing")] * 2
+    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("13", "12400")
+    assert answer.headers["x-should-retry"] == "true"
+    error = answer.json()["error"]
+    assert error["type"] == "rate_limit_error"
+    assert re.fullmatch(
+        r"Budget support/support is at 85% and is spread over the time until \S+Z\. Try again in 13s\.",
+        error["message"],
+    )
+    assert not engine.receipts
+
+
+async def test_a_ledger_that_recovers_is_waited_for_and_then_counts_as_unreachable(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BUDGET_WAIT_S", 0.3)
+    config = configuration(budgets=(budget(),))
+    async with station(config, {POOL: (await engine.start(),)}, transport=Verdicts("Recovering")) as at:
+        await until(at.session.fresh, "the session")
+        before = at.router.now()
+        answer = await at.ask(chat())
+        assert at.router.now() - before >= 0.3
+    assert (answer.status, answer.code) == (503, "ledger_unreachable")
+    assert answer.headers["retry-after"] == "2"
+    assert not engine.receipts
 
 
 # --- with the real ledger ---

@@ -219,6 +219,13 @@ async def test_a_sidecar_reports_its_engines_health_and_context(
         assert (await router.get("/-/engine/health")).status == 503
         await engine.start(str(run_folder / "engine.sock"))
         assert (await router.get("/-/engine/health")).status == 200
+        await until_async(lambda: told_context(router, engine.max_model_len), "the context's arrival", 20)
+
+
+async def told_context(router: Program, context: int) -> bool:
+    bearer = token("fairlead", "fairlead-operator", AUDIENCE_SIGNALS)
+    answer = await router.get("/-/signals", bearer)
+    return msgspec.json.decode(answer.body, type=Signals).max_context_tokens == context
 
 
 async def test_a_drain_waits_for_the_engines_requests_and_takes_no_more(
@@ -321,6 +328,8 @@ async def test_a_router_that_never_had_a_configuration_is_not_ready() -> None:
 
 
 def test_flags_win_over_the_environment() -> None:
+    patient = read_settings([], {})
+    assert (patient.first_byte_s, patient.between_bytes_s) == (600, 300)
     settings = read_settings(
         ["--ledger", "off", "--port", "1"], {"FAIRLEAD_LEDGER_URL": "http://l", "FAIRLEAD_POOL": ""}
     )

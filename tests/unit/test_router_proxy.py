@@ -271,3 +271,25 @@ async def test_models_lists_what_the_caller_may_use() -> None:
         assert (refused.status, refused.code) == (403, "model_not_allowed")
         missing = await at.ask(chat(model="nope"))
         assert (missing.status, missing.code) == (404, "model_not_found")
+
+
+async def test_a_stream_that_dies_before_its_first_event_leaves_nothing_to_the_next_try(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    engine.behaviour = Behaviour(dies_after_head=True)
+    other.behaviour = Behaviour(status=400, error="bad tool choice")
+    async with station(addresses={POOL: (await engine.start(), await other.start())}) as at:
+        answer = await at.ask(chat(stream=True))
+        while not engine.receipts:
+            answer = await at.ask(chat(stream=True))
+    assert answer.status == 400
+    assert answer.json()["error"]["message"] == "bad tool choice"
+
+
+async def test_a_router_that_does_not_know_us_is_a_failed_replica_and_not_the_clients_fault(
+    engine: FakeEngine, other: FakeEngine
+) -> None:
+    engine.behaviour = Behaviour(status=401, error="No valid token")
+    async with station(addresses={POOL: (await engine.start(), await other.start())}) as at:
+        answers = [await at.ask(chat()) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3

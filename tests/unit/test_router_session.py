@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fairlead_router.budget import Claim, Reservation, Wallet
-from fairlead_router.contract import SyncRequest
+from fairlead_router.contract import AccountAnswer, SyncRequest, Window
 from fairlead_router.lease import Clocks, Outcome, Session
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.metering import Dimension, Spent, UsageBook
@@ -176,3 +176,47 @@ async def test_a_goodbye_returns_everything_and_says_so() -> None:
         assert last.close.complete
         assert sum(holding.charged for holding in last.holdings) == 40
         assert sum(holding.reserved for holding in last.holdings) == 0
+
+
+async def test_a_waiter_that_is_served_while_another_one_is_told_is_told_once() -> None:
+    async with desk(100) as at:
+        first = await at.reserve(100)
+        assert isinstance(first, Reservation)
+        claims = [Claim(at.session.wallet.purse(budget(), "support", ""), 40)]
+        told: list[Outcome] = []
+
+        def gives_back_at_once(outcome: Outcome) -> None:
+            assert isinstance(outcome, Reservation)
+            at.session.settle(outcome, [0])
+
+        assert at.session.wait(claims, gives_back_at_once) is not None
+        assert at.session.wait(claims, told.append) is not None
+        at.session.settle(first, [0])
+        assert len(told) == 1
+        assert sum(holding.open for holding in at.session.wallet.holdings.values()) == 1
+
+
+@pytest.mark.parametrize("status", [403, 413, 422])
+async def test_a_message_that_the_ledger_will_never_take_is_not_sent_for_ever(status: int) -> None:
+    async with desk() as at:
+        await until(lambda: at.network.applied, "the first message")
+        at.network.plan.append((status, b"{}"))
+        at.session.kick()
+        await until(lambda: at.network.applied[-1].session == "s1", "the new session")
+        assert isinstance(await at.reserve(10), Reservation)
+
+
+async def test_a_request_that_waits_for_one_budget_keeps_what_is_held_of_the_others() -> None:
+    async with desk(0) as at:
+        await until(lambda: at.network.applied, "the first message")
+        wallet, workflow = at.session.wallet, budget(name="loop", per="Workflow", unit="Requests")
+        rich, poor = wallet.purse(workflow, "support", "wf"), wallet.purse(budget(), "support", "")
+        window = Window(id=1, start=0, end=1 << 50)
+        known = AccountAnswer(
+            account=9, budget="support/loop", namespace="support", key="wf", window=window, granted=5, limit=5
+        )
+        wallet.take(known, 1, 0.0)
+        assert at.session.wait([Claim(rich, 1), Claim(poor, 10)], lambda _: None) is not None
+        count = len(at.network.applied)
+        await until(lambda: len(at.network.applied) > count, "the next message")
+        assert wallet.purses["support/loop", "support", "wf"] is rich

@@ -304,3 +304,23 @@ async def test_a_request_goes_through_two_routers_and_only_the_first_one_charges
         target.router.drain()
         refused = await entry.ask(chat())
         assert (refused.status, refused.code) == (502, "upstream_error")
+
+
+async def test_answers_do_not_pile_up_for_a_client_that_sends_and_does_not_read(engine: FakeEngine) -> None:
+    engine.behaviour = Behaviour(padding=2 << 20)
+    async with station(addresses={POOL: (await engine.start(),)}) as at:
+        wire = await at.connect()
+        await wire.send(post(chat()) * 20)
+        (client,) = at.clients._open
+        await until(lambda: client._full and client._current is None, "a full connection")
+        assert len(engine.receipts) < 20
+        assert [(await wire.answer()).status for _ in range(20)] == [200] * 20
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(engine: FakeEngine) -> None:
+    engine.behaviour = Behaviour(padding=8 << 20)
+    async with station(addresses={POOL: (await engine.start(),)}, limits=quick(idle_s=0.2)) as at:
+        wire = await at.connect()
+        await wire.send(post(chat()))
+        await until(lambda: engine.receipts, "the request")
+        await until(lambda: not at.clients._open, "the end of the connection")

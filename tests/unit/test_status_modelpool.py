@@ -152,7 +152,11 @@ def test_the_bound_that_binds_is_named() -> None:
 
 def test_pods_without_a_node_limit_the_scaling() -> None:
     made = view(pods=(pod(), pod("x", ready=False, unscheduled="no gpu")))
-    assert condition(made, "ScalingLimited")[:2] == ("True", "NoCapacity")
+    assert condition(made, "ScalingLimited") == (
+        "True",
+        "NoCapacity",
+        "Wants 1 replica, has 1: Pod x has no node: no gpu. Add such a node, or lower the number of replicas.",
+    )
 
 
 def test_a_price_that_is_missing_is_said_with_its_consequence() -> None:
@@ -252,6 +256,55 @@ def test_events_tell_turns_not_states() -> None:
     broken = modelpool_status(view(prices={"h100": bare}, problems=(refused,)), fine, NOW)
     assert [event.reason for event in events_of_modelpool(fine, broken)] == ["InvalidArgument", "PriceUnknown"]
     assert events_of_modelpool(broken, broken) == ()
+
+
+def test_pods_with_the_same_trouble_tell_it_once_and_always_the_same_way() -> None:
+    pods = [pod(name, ready=False, unscheduled="no gpu") for name in ("y", "x", "z")]
+    assert [event.message for event in events_of_pods(pods)] == ["Pod x has no node: no gpu."]
+    assert events_of_pods(pods) == events_of_pods(reversed(pods))
+    crashing = pod("w", ready=False, waiting={"reason": "CrashLoopBackOff"}, ended={"exitCode": 1})
+    assert len(events_of_pods([*pods, crashing])) == 2
+    assert events_of_pods([pod("x", ready=False, unscheduled="no gpu", deleting=True)]) == ()
+
+
+def test_a_scaling_events_numbers_are_fields_of_its_log_line() -> None:
+    event = scaled(decide(inputs(load=load(running=4, held=8))), (option(),))
+    assert event is not None
+    assert dict(event.fields) == {
+        "from": 1,
+        "to": 2,
+        "wanted": 2,
+        "set": "h100:2",
+        "usd_h_from": "2.95",
+        "usd_h_to": "5.90",
+        "cause": "QueueDepth",
+        "bound_by": None,
+    }
+
+
+def test_pods_that_end_cost_and_those_without_a_node_do_not() -> None:
+    pods = (pod(), pod("x", deleting=True), pod("y", ready=False, unscheduled="no gpu"))
+    assert modelpool_status(view(pods=pods), {}, NOW)["costPerHour"] == "5.90"
+
+
+def test_a_pod_of_a_variant_without_a_price_leaves_the_cost_unknown() -> None:
+    assert "costPerHour" not in modelpool_status(view(pods=(pod(variant="removed"),)), {}, NOW)
+
+
+def test_a_card_that_the_ledger_has_not_taken_yet_blames_no_seeds() -> None:
+    assert condition(view(card=None, seeded=True), "PriceKnown") == (
+        "False",
+        "LedgerUnreachable",
+        "The ledger has not taken the pool's rate card yet. USD budgets refuse it until then.",
+    )
+
+
+@pytest.mark.parametrize(("ms", "text"), [(1310, "1310ms"), (10**15, "99999s")])
+def test_what_a_router_claims_of_its_latency_always_fits_the_schema(ms: int, text: str) -> None:
+    status = modelpool_status(view(ttft_ms=ms, tpot_ms=-5), {}, NOW)
+    ModelPoolStatus.model_validate(status)
+    assert status["service"]["timeToFirstToken"] == text
+    assert "timePerOutputToken" not in status["service"]
 
 
 def test_a_pods_trouble_and_readiness_are_events() -> None:

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from fairlead_operator.api.v1alpha1 import CostBudgetStatus, RoutingPolicyStatus
 from fairlead_operator.decide.models import Callers, Conflict
+from fairlead_operator.decide.problems import Problem
 from fairlead_operator.render.router_config import PoolInput
 from fairlead_operator.status.costbudget import BudgetView, costbudget_status
 from fairlead_operator.status.events import events_of_costbudget, events_of_routingpolicy
@@ -221,6 +223,25 @@ def test_pools_without_a_price_are_named_to_usd_budgets_only() -> None:
     )
     requests = make_budget("loop", "support").limit(200, unit="Requests").parsed()
     assert budget_condition(budget(budget=requests, price_unknown_pools=pools), "PriceKnown")[0] == "True"
+
+
+def test_a_budget_that_is_not_counted_says_so_and_shows_no_figures() -> None:
+    before = costbudget_status(budget(), {}, NOW)
+    problem = Problem("LimitTooLarge", "spec.limit.amount is 9 USD.", "spec.limit.amount")
+    view = budget(spend=None, ledger_silent_s=0, problems=(problem,))
+    assert budget_condition(view, "Ready") == ("False", "LimitTooLarge", "spec.limit.amount is 9 USD.")
+    assert budget_condition(view, "Enforced")[:2] == ("False", "NotAccepted")
+    assert budget_condition(view, "WithinBudget")[:2] == ("Unknown", "NotAccepted")
+    after = costbudget_status(view, before, NOW)
+    assert "spent" not in after
+    assert [event.reason for event in events_of_costbudget(before, after)] == ["LimitTooLarge"]
+
+
+def test_while_requests_are_refused_what_routers_hold_counts_as_used() -> None:
+    key = msgspec.structs.replace(spend().keys[0], charged=58 * USD, leased=42 * USD, reserved=0, unreconciled=0)
+    for action, percent in (("None", 58), ("Alert", 58), ("Reject", 100)):
+        status = costbudget_status(budget(spend=spend(limit=100 * USD, action=action, keys=(key,))), {}, NOW)
+        assert (status["spent"], status["usedPercent"], status["activeAction"]) == ("58.00", percent, action)
 
 
 def test_whole_units_print_without_places() -> None:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from fairlead_operator import units
 
 amounts = st.from_regex(units.USD_PATTERN.removesuffix("$") + r"\Z", fullmatch=True)
-durations = st.from_regex(r"([0-9]{1,5}(h|m|s|ms)){1,4}", fullmatch=True)
+durations = st.from_regex(r"([0-9]{1,5}(h|m|s|ms)){1,4}", fullmatch=True).filter(
+    lambda text: len(text) <= units.MAX_DURATION_TEXT
+)
 
 
 @given(amounts)

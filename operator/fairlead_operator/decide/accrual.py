@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fairlead_operator.decide.facts import NodeFact, PodFact
-from fairlead_operator.decide.pricing import PriceList, VariantHardware, half_even, price_on
+from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.pricing import half_even
 from fairlead_router.contract import BUCKET_MS, CostRow
 
 HOUR_MS = 3_600_000
@@ -48,15 +48,12 @@ class Accrual:
     totals: tuple[tuple[CostKey, CostTotal], ...] = ()
 
 
-def billed_pod(
-    prices: PriceList, hardware: VariantHardware, pod: PodFact, node: NodeFact | None, now_ms: int
-) -> BilledPod | None:
-    """The pod's bill at today's price; ``None`` while it holds no node or the node has no price."""
+def billed_pod(pod: PodFact, nano_per_hour: int | None) -> BilledPod | None:
+    """The pod's bill at this price; ``None`` while it holds no node or has no price."""
     start = pod.scheduled_ms or pod.started_ms
-    price = None if node is None else price_on(prices, hardware, node, now_ms)
-    if start is None or price is None:
+    if start is None or nano_per_hour is None:
         return None
-    return BilledPod(pod.pool, pod.variant, start, pod.ended_ms, price)
+    return BilledPod(pod.pool, pod.variant, start, pod.ended_ms, nano_per_hour)
 
 
 def accrue(accrual: Accrual, pods: Sequence[BilledPod], now_ms: int, stored_ms: int) -> Accrual:

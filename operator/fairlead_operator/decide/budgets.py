@@ -4,13 +4,35 @@ from collections.abc import Collection, Sequence
 
 from fairlead_operator.api.v1alpha1 import CostBudget, Reason
 from fairlead_operator.decide.problems import Problem
+from fairlead_operator.units import NANO_PER_USD
+
+MAX_UNITS = 1 << 60
+"""The ledger's own bound: sums of amounts must fit its 64-bit columns."""
+UNCOUNTABLE = frozenset({Reason.LIMIT_TOO_LARGE, Reason.UNKNOWN_TIME_ZONE})
+"""Reasons for which neither ledger nor routers are told of a budget."""
 
 
 def budget_problems(
     budget: CostBudget, platform_namespaces: Sequence[str], zones: Collection[str]
 ) -> tuple[Problem, ...]:
     """Findings about the budget; ``zones`` are the time zones that this release knows."""
-    return (*_selector_problems(budget, platform_namespaces), *_zone_problems(budget, zones))
+    return (
+        *_limit_problems(budget),
+        *_zone_problems(budget, zones),
+        *_selector_problems(budget, platform_namespaces),
+    )
+
+
+def _limit_problems(budget: CostBudget) -> tuple[Problem, ...]:
+    limit, where = budget.spec.limit, "spec.limit.amount"
+    if limit.units <= MAX_UNITS:
+        return ()
+    most = MAX_UNITS // NANO_PER_USD if limit.unit == "USD" else MAX_UNITS
+    text = (
+        f"{where} is {limit.amount} {limit.unit}, and at most {most} can be counted. "
+        "The budget is not counted and refuses nobody. Lower the amount."
+    )
+    return (Problem(Reason.LIMIT_TOO_LARGE, text, where),)
 
 
 def _selector_problems(budget: CostBudget, platform_namespaces: Sequence[str]) -> tuple[Problem, ...]:
@@ -28,5 +50,8 @@ def _zone_problems(budget: CostBudget, zones: Collection[str]) -> tuple[Problem,
     zone, where = budget.spec.limit.time_zone, "spec.limit.timeZone"
     if zone in zones:
         return ()
-    text = f"{where} is {zone}, which is no IANA time zone. The budget is not counted. Write one such as Europe/Berlin."
+    text = (
+        f"{where} is {zone}, which is no IANA time zone. "
+        "The budget is not counted and refuses nobody. Write one such as Europe/Berlin."
+    )
     return (Problem(Reason.UNKNOWN_TIME_ZONE, text, where),)

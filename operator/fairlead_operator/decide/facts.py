@@ -1,5 +1,6 @@
 """Pods and nodes as the API server gives them, cut down to what decisions and conditions read."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,11 @@ TROUBLE_CHARS = 400
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
+
+_PREFIX = re.compile(r"^(?:\([^()\s]+ pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\s+\S+ \S+ \[[^\]]*\]\s?)?")
+"""What vLLM writes before each line: the process, then level, time and place in the source."""
+_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: |^[\w ./-]*\berror: ")
+_POINTER = re.compile(r"root cause above|Engine core initialization failed|Failed core proc|during handling of")
 
 TroubleKind = Literal["ImagePull", "CrashLoop", "Pending", "Config", "Exited"]
 
@@ -91,8 +97,8 @@ def node_fact(node: Mapping[str, Any]) -> NodeFact:
     return NodeFact(str(meta.get("name", "")), dict(meta.get("labels") or {}), present)
 
 
-def pod_fact(pod: Mapping[str, Any], crash_text: str = "") -> PodFact:
-    """What is read of a Pod. ``crash_text``: the last line of a crashed engine's log, if the caller has fetched it."""
+def pod_fact(pod: Mapping[str, Any]) -> PodFact:
+    """What is read of a Pod."""
     meta, status = pod.get("metadata") or {}, pod.get("status") or {}
     labels = meta.get("labels") or {}
     pool = labels.get(LABEL_POOL, "")
@@ -113,9 +119,9 @@ def pod_fact(pod: Mapping[str, Any], crash_text: str = "") -> PodFact:
         scheduled_ms=_true_since(conditions.get("PodScheduled")),
         started_ms=time_ms(status.get("startTime")),
         ready_ms=_true_since(conditions.get("Ready")),
-        ended_ms=_ended_ms(status) if phase in _ENDED_PHASES else None,
+        ended_ms=_ended_ms(status, conditions) if phase in _ENDED_PHASES else None,
         restarts=sum(int(item.get("restartCount") or 0) for item in _container_statuses(status)),
-        trouble=_trouble(status, conditions, crash_text),
+        trouble=_trouble(status, conditions),
     )
 
 
@@ -136,27 +142,30 @@ def _container_statuses(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
-def _ended_ms(status: Mapping[str, Any]) -> int | None:
+def _ended_ms(status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, Any]]) -> int | None:
+    """When the last container ended. A pod that was evicted may list none: then when it was last said to be unready."""
     ends = [
         ended
         for item in _container_statuses(status)
         if (ended := time_ms(((item.get("state") or {}).get("terminated") or {}).get("finishedAt"))) is not None
     ]
-    return max(ends, default=None)
+    turned = [time_ms(item.get("lastTransitionTime")) for item in conditions.values() if not _is_true(item)]
+    known = [at for at in turned if at is not None] or [time_ms(status.get("startTime")) or 0]
+    return max(ends or known)
 
 
-def _trouble(status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, Any]], crash_text: str) -> Trouble | None:
+def _trouble(status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, Any]]) -> Trouble | None:
     scheduled = conditions.get("PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         return Trouble("Pending", "", _short(str(scheduled.get("message") or "the scheduler has found no node yet")))
     for item in _container_statuses(status):
-        found = _container_trouble(item, crash_text)
+        found = _container_trouble(item)
         if found is not None:
             return found
     return None
 
 
-def _container_trouble(item: Mapping[str, Any], crash_text: str) -> Trouble | None:
+def _container_trouble(item: Mapping[str, Any]) -> Trouble | None:
     name, state = str(item.get("name", "")), item.get("state") or {}
     waiting = state.get("waiting") or {}
     reason, message = str(waiting.get("reason") or ""), _short(str(waiting.get("message") or ""))
@@ -165,17 +174,32 @@ def _container_trouble(item: Mapping[str, Any], crash_text: str) -> Trouble | No
     if reason in _CONFIG_REASONS:
         return Trouble("Config", name, message or reason)
     if reason == "CrashLoopBackOff":
-        return Trouble("CrashLoop", name, _last_words(item, "lastState", crash_text))
-    if state.get("terminated") and int(item.get("restartCount") or 0) > 0:
-        return Trouble("Exited", name, _last_words(item, "state", crash_text))
-    return None
+        return Trouble("CrashLoop", name, _last_words(item, "lastState"))
+    place = "state" if state.get("terminated") else "lastState"
+    ended = (
+        int(item.get("restartCount") or 0) > 0 and not item.get("ready") and (item.get(place) or {}).get("terminated")
+    )
+    return Trouble("Exited", name, _last_words(item, place)) if ended else None
 
 
-def _last_words(item: Mapping[str, Any], state: str, crash_text: str) -> str:
+def _last_words(item: Mapping[str, Any], state: str) -> str:
     ended = (item.get(state) or {}).get("terminated") or {}
-    words = crash_text if crash_text and item.get("name") == ENGINE else str(ended.get("message") or "")
-    code = f"exit code {ended.get('exitCode')}" if "exitCode" in ended else str(ended.get("reason") or "no exit code")
-    return f"{code}: {_short(words)}" if words.strip() else code
+    words, reason = telling_line(str(ended.get("message") or "")), str(ended.get("reason") or "")
+    code = f"exit code {ended.get('exitCode')}" if "exitCode" in ended else reason or "no exit code"
+    killed = f"{reason}, " if reason == "OOMKilled" and "exitCode" in ended else ""
+    return f"{killed}{code}: {_short(words)}" if words else f"{killed}{code}"
+
+
+def telling_line(log: str) -> str:
+    """The line of a log's end that says best why a program ended: the last that looks like an error, else the last.
+
+    vLLM ends with the traceback of its parent, which only says that the engine core did not start, and with warnings
+    of torch about process groups; the cause is the last error above them that does not point elsewhere.
+    """
+    lines = [bare for line in log.splitlines() if (bare := _PREFIX.sub("", line).strip())]
+    errors = [line for line in lines if _ERROR.match(line)]
+    causes = [line for line in errors if not _POINTER.search(line)]
+    return next((found[-1] for found in (causes, errors, lines) if found), "")
 
 
 def _short(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead_operator.api.v1alpha1 import RoutingPolicy
+from fairlead_operator.api.v1alpha1 import Reason, RoutingPolicy
 from fairlead_operator.decide.problems import Problem
 
 NAMED_NAMESPACES = 3
@@ -139,7 +139,7 @@ def _not_allowed(policy: RoutingPolicy) -> Problem:
         f"spec.allowedNamespaces.from is {wish}, and namespace {policy.namespace} is not one of the chart's "
         "platformNamespaces. Only its own callers are served. Set it to Same, or have the namespace added."
     )
-    return Problem("NamespaceNotAllowed", text, "spec.allowedNamespaces.from")
+    return Problem(Reason.NAMESPACE_NOT_ALLOWED, text, "spec.allowedNamespaces.from")
 
 
 def _namespaces_text(names: tuple[str, ...]) -> str:

@@ -1,9 +1,10 @@
 """What hardware costs: the dated price list, and which entry holds for a variant."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -19,6 +20,9 @@ MAX_TOKENS_PER_SECOND = 100_000_000
 DEFAULT_SEED = "default"
 CPU = "cpu"
 MILLI = 1000
+MAX_SOURCE = 253
+_QUANTITY = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,9})?)(m?)", re.ASCII)
+"""Exponents are left out: nobody writes CPUs so, and 1e99999999 takes minutes to become an integer."""
 PRICES_REASON = "PriceListEntry"
 
 
@@ -81,7 +85,7 @@ def parse_prices(text: str) -> PriceList:
     """The price list of ``prices.yaml``. What cannot be read is named and left out; the rest holds."""
     try:
         document = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date that no calendar has
         return PriceList(problems=(_problem("", f"The price list is not YAML: {_flat(problem)}"),))
     if not isinstance(document, Mapping):
         return PriceList(problems=(_problem("", "The price list must be a mapping with accelerators and rateCard"),))
@@ -149,12 +153,11 @@ def half_even(number: int, divisor: int) -> int:
 
 def parse_cpu_milli(text: object) -> int | None:
     """Thousandths of a CPU of a Kubernetes quantity such as ``2``, ``1.5`` or ``500m``; ``None`` if it is none."""
-    digits = str(text).strip()
-    try:
-        amount = Decimal(digits[:-1]) if digits.endswith("m") else Decimal(digits) * MILLI
-    except InvalidOperation:
+    found = _QUANTITY.fullmatch(str(text).strip())
+    if found is None:
         return None
-    return int(amount) if amount.is_finite() and amount > 0 else None
+    number, milli = found.groups()
+    return int(Decimal(number) * (1 if milli else MILLI)) or None
 
 
 def _in_force(prices: PriceList, resource_name: str, today: date) -> Iterable[AcceleratorPrice]:
@@ -252,7 +255,7 @@ def _entry(item: Any) -> AcceleratorPrice:
         node_selector=frozenset((str(key), str(value)) for key, value in selector.items()),
         per_hour=_amount(item.get("perHour")),
         effective_from=_date(item.get("effectiveFrom")),
-        source=str(item.get("source") or "prices.accelerators"),
+        source=str(item.get("source") or "prices.accelerators")[:MAX_SOURCE],
     )
 
 

@@ -146,7 +146,7 @@ def window_ms(cold_start: int) -> int:
 
 def remember(memory: Memory, load: Load, now_ms: int, window: int) -> Memory:
     """The memory after one scrape round. A round with a router missing starts the window anew: unknown is not zero."""
-    last = max(memory.last_request_ms, load.last_request_ms)
+    last = max(memory.last_request_ms, min(load.last_request_ms, now_ms))  # a clock ahead of ours keeps nothing awake
     if not load.complete:
         return Memory(now_ms, (), last)
     peak = Peak(now_ms, max(load.peak, load.demand))
@@ -160,7 +160,7 @@ def decide(inputs: Inputs) -> Decision:
     bounded, bound = _bounded_total(wish.replicas, inputs.bounds)
     split = distribute(bounded, inputs.options)
     bound_by = Reason.VARIANT_BOUNDS if split.short else bound
-    texts = (wish.message, _bound_text(bound_by, inputs, split.total), _set_text(split.counts, inputs.options))
+    texts = (*_told(wish, bound_by, inputs, split.total), _set_text(split.counts, inputs.options))
     return Decision(
         replicas=split.total,
         counts=split.counts,
@@ -268,9 +268,19 @@ def _reason(wish: _Wish, bound_by: str, current: int, total: int) -> str:
     return wish.reason
 
 
+def _told(wish: _Wish, bound_by: str, inputs: Inputs, total: int) -> tuple[str, ...]:
+    """What was decided, first: the bound where it made the change. Of a pool's first start signals say nothing yet."""
+    bound = _bound_text(bound_by, inputs, total)
+    if not _made_by_bound(wish, inputs.current, total):
+        return (wish.message, bound)
+    unknown = inputs.current == 0 and wish.reason == Reason.SIGNALS_MISSING
+    return (bound,) if unknown else (bound, wish.message)
+
+
 def _because(wish: _Wish, bound_by: str, inputs: Inputs, total: int) -> str:
     if _made_by_bound(wish, inputs.current, total):
-        return _bound_text(bound_by, inputs, total).rstrip(".")
+        text = _bound_text(bound_by, inputs, total).rstrip(".")
+        return text[0].lower() + text[1:]
     return wish.because
 
 
@@ -283,7 +293,9 @@ def _bound_text(bound_by: str, inputs: Inputs, total: int) -> str:
         case Reason.MAX_REPLICAS:
             return f"autoscaling.maxReplicas is {inputs.bounds.maximum}."
         case Reason.MIN_REPLICAS:
-            return f"The minimum is {inputs.bounds.minimum} (autoscaling.minReplicas and the variants' minReplicas)."
+            reserved = sum(option.minimum for option in inputs.options)
+            whose = "the variants' minReplicas" if reserved == inputs.bounds.minimum else "autoscaling.minReplicas"
+            return f"The minimum is {inputs.bounds.minimum} ({whose})."
         case Reason.VARIANT_BOUNDS:
             return f"The variants' maxReplicas allow {total} together."
         case _:

@@ -20,11 +20,20 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A router that is ready and therefore should report. ``pool`` is empty for a gateway."""
+    """A router that is ready and therefore should report. ``pool`` is empty for a gateway.
+
+    A router that is not the ``platform``'s sends requests only to pools of its own namespace, so what it says of others
+    is not believed: it would be a way to run up somebody else's bill.
+    """
 
     router: str
     pool: str = ""
     terminating: bool = False
+    platform: bool = True
+
+    def may_tell_of(self, pool: str) -> bool:
+        """Whether its word on a pool counts."""
+        return self.platform or self.router.partition("/")[0] == pool.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,8 @@ def pool_load(pool: str, slots: int, routers: Sequence[Router], reports: Mapping
     and are counted, but one of them being silent must not stop this pool from shrinking. Requests at a draining
     engine end there and ask for no other replica.
     """
-    fresh = [(router, report.signals) for router in routers if (report := _fresh(router, reports, now_ms))]
+    believed = [router for router in routers if router.may_tell_of(pool)]
+    fresh = [(router, report.signals) for router in believed if (report := _fresh(router, reports, now_ms))]
     seen = [(router, _of_pool(signals, pool), signals) for router, signals in fresh if signals is not None]
     engines = [one for router, one, signals in seen if _counts_engine(router, pool, signals)]
     entries = [one for _, one, _ in seen]
@@ -81,6 +91,14 @@ def pool_load(pool: str, slots: int, routers: Sequence[Router], reports: Mapping
         last_request_ms=max((one.last_request_ms for one in entries), default=0),
         missing=_missing(pool, routers, reports, now_ms),
     )
+
+
+def told_of(
+    pool: str, routers: Iterable[Router], reports: Mapping[str, Report], now_ms: int
+) -> tuple[PoolSignals, ...]:
+    """What fresh routers, whose word counts, say of a pool."""
+    believed = (_fresh(router, reports, now_ms) for router in routers if router.may_tell_of(pool))
+    return tuple(_of_pool(one.signals, pool) for one in believed if one is not None and one.signals is not None)
 
 
 def _fresh(router: Router, reports: Mapping[str, Report], now_ms: int) -> Report | None:

@@ -5,7 +5,7 @@ operator is the owner of what it renders; who else writes those fields loses, an
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class Api:
 
     async def watch(
         self, resource: Resource, version: str, *, namespace: str = "", labels: str = ""
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Changes after ``version`` until the server ends the watch; GoneError means: list again."""
         query = {
             "watch": "1",
@@ -147,8 +147,7 @@ class Api:
         limit = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         call = _Call(method, path, verb, what, query or {}, headers or {}, body, limit)
         async with self._send(call) as response:
-            answer: Object = json.loads(await response.read())
-            return answer
+            return _decoded(await response.read(), verb, what)
 
     @asynccontextmanager
     async def _send(self, call: _Call) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -180,7 +179,7 @@ async def _refusal(response: aiohttp.ClientResponse, verb: str, what: str) -> Ap
     except (ValueError, AttributeError):
         message = text
     after = response.headers.get("Retry-After", "")
-    return api_error(response.status, verb, what, message[:1000], float(after) if after.isdigit() else 0.0)
+    return api_error(response.status, verb, what, message[:1000], float(after) if after.isdecimal() else 0.0)
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -195,8 +194,16 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield line
 
 
+def _decoded(text: bytes, verb: str, what: str) -> Object:
+    try:
+        answer: Object = json.loads(text)
+    except ValueError as error:
+        raise UnreachableError(0, verb, what, f"the answer is not JSON: {error}") from error
+    return answer
+
+
 def _event(line: bytes, resource: Resource) -> WatchEvent:
-    data = json.loads(line)
+    data = _decoded(line, "watch", resource.title)
     if data["type"] == "ERROR":
         status = data["object"]
         if status.get("code") == GONE:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Typed)
 Wake = Callable[[Key], None]
 
+DEPARTED = 10_000
+"""Deleted pods that wait to be billed. A replica that does not lead forgets the oldest: the leader bills them."""
 GATEWAYS = "gateways"
 """Name of the second set of pods: those of the gateway in the release's namespace."""
 
@@ -86,7 +89,7 @@ class Cluster:
         self._memo = _Memo()
         self._revision = 0
         self._snapshot: tuple[int, Snapshot] = (-1, Snapshot())
-        self._departed: list[Departed] = []
+        self._departed: deque[Departed] = deque(maxlen=DEPARTED)
         managed = resources.MANAGED_BY
         sources = {
             **{kind.kind: Source(kind) for kind in (*resources.OWN_KINDS, resources.NAMESPACES, resources.NODES)},
@@ -123,7 +126,8 @@ class Cluster:
 
     def take_departed(self) -> list[Departed]:
         """Pods that were deleted since the last call."""
-        departed, self._departed = self._departed, []
+        departed = list(self._departed)
+        self._departed.clear()
         return departed
 
     def snapshot(self) -> Snapshot:

@@ -61,16 +61,20 @@ class Election:
 
     async def run(self) -> None:
         """Wait for the Lease, then renew it until cancelled or lost."""
+        renewed = self._clock.monotonic()
         while not await self._try_once():
             await self._clock.sleep(self._term.retry_s)
+            renewed = self._clock.monotonic()
         log.info("leading as %s, transition %d", self.identity, self.transitions)
         self.leading.set()
-        renewed = self._clock.monotonic()
         while True:
             await self._clock.sleep(self._term.retry_s)
-            if await self._try_once():
-                renewed = self._clock.monotonic()
-            elif self._clock.monotonic() - renewed > self._term.deadline_s:
+            # Counted from before the attempt: others count from when the record changed, not from when we heard of it.
+            begun = self._clock.monotonic()
+            left = self._term.deadline_s - (begun - renewed)
+            if left > 0 and await self._try_once(left):
+                renewed = begun
+            elif self._clock.monotonic() - renewed >= self._term.deadline_s:
                 self.leading.clear()
                 raise LeaseLostError(
                     f"Lease {self._namespace}/{self._name} was not renewed for {self._term.deadline_s:.0f}s"
@@ -97,10 +101,10 @@ class Election:
                     lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": self._stamp()}
                     await self._api.replace(LEASES, self._namespace, self._name, lease)
 
-    async def _try_once(self) -> bool:
+    async def _try_once(self, seconds: float | None = None) -> bool:
         """Create, take over or renew; False when somebody else holds it or the server did not answer in time."""
         try:
-            async with asyncio.timeout(self._term.deadline_s):
+            async with asyncio.timeout(self._term.deadline_s if seconds is None else seconds):
                 held = await self._acquire()
         except ConflictError:
             return False
@@ -143,7 +147,7 @@ class Election:
     def _listen(self, lease: Object) -> None:
         """Hand on what the leader tells in the Lease."""
         parts = str((lease["metadata"].get("annotations") or {}).get(NEWS, "")).split(".")
-        if len(parts) == 2 and all(part.isdigit() for part in parts):  # noqa: PLR2004 - term and counter
+        if len(parts) == 2 and all(part.isdecimal() for part in parts):  # noqa: PLR2004 - term and counter
             self.heard((int(parts[0]), int(parts[1])))
 
     def _vacant(self, lease: Object) -> bool:

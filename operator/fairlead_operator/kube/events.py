@@ -3,13 +3,15 @@
 import logging
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
 from fairlead_operator.clock import Clock
 from fairlead_operator.errors import ApiError
 from fairlead_operator.kube.api import Api, Object
-from fairlead_operator.kube.resources import EVENTS, FIELD_MANAGER
+from fairlead_operator.kube.resources import COST_BUDGETS, EVENTS, FIELD_MANAGER, MODEL_POOLS, ROUTING_POLICIES
+from fairlead_operator.logs import about as fields_of
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,7 @@ BURST = 50
 REFILL_PER_S = 2.0
 NOTE_BYTES = 1024
 """The API server's own bound."""
+_SUBJECT = {MODEL_POOLS.kind: "pool", ROUTING_POLICIES.kind: "policy", COST_BUDGETS.kind: "budget"}
 
 
 class Happening(Protocol):
@@ -40,6 +43,10 @@ class Happening(Protocol):
     def key(self) -> str:
         """Tells apart what may happen to one object at the same time."""
 
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """Its numbers, for the log line."""
+
 
 class Recorder:
     """Writes what happened to an object, once."""
@@ -54,8 +61,9 @@ class Recorder:
 
     async def tell(self, about: Object, what: Happening) -> bool:
         """Write the Event unless it was just told; answers whether it was written. Errors are logged, never raised."""
-        if not self._fresh(about["metadata"]["uid"], what) or not self._allowed():
+        if not self._fresh(about["metadata"]["uid"], what):
             return False
+        _log(about, what)
         namespace = about["metadata"].get("namespace", "default")
         try:
             await self._api.create(EVENTS, namespace, self._body(about, what, namespace))
@@ -65,10 +73,10 @@ class Recorder:
         return True
 
     def _fresh(self, uid: str, what: Happening) -> bool:
-        """Whether this was not told within REPEAT_S; remembers that it is now."""
+        """Whether this was not told within REPEAT_S and a token is left; remembers that it is told now."""
         key, now = (uid, what.reason, what.key), self._clock.monotonic()
         text, at = self._told.get(key, ("", -REPEAT_S))
-        if text == what.message and now - at < REPEAT_S:
+        if (text == what.message and now - at < REPEAT_S) or not self._allowed():
             return False
         self._told[key] = (what.message, now)
         self._told.move_to_end(key)
@@ -109,3 +117,10 @@ class Recorder:
                 "resourceVersion": meta.get("resourceVersion", ""),
             },
         }
+
+
+def _log(about: Object, what: Happening) -> None:
+    """The same as a log line, with the numbers as fields."""
+    meta, level = about["metadata"], logging.WARNING if what.type == "Warning" else logging.INFO
+    subject = {_SUBJECT.get(about["kind"], "object"): f"{meta.get('namespace', '')}/{meta['name']}"}
+    log.log(level, "%s", what.message, extra=fields_of(what.reason, **subject, **what.fields))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fairlead_operator.ledger.escrow import MAX_AMOUNT, Refusal
 from fairlead_operator.tokens import Identity
-from fairlead_router.contract import Ask, Holding, LedgerBudget, SyncRequest, UsageLine
+from fairlead_router.contract import Ask, Holding, LedgerBudget, SyncRequest, Unknown, UsageLine
 
 MAX_LINES = 10_000
 MAX_TEXT = 256
@@ -49,7 +49,7 @@ def caller_of(identity: Identity, release: str, platform: frozenset[str]) -> Cal
 
 def objection(caller: Caller, message: SyncRequest) -> Refusal | None:
     """Why a message cannot be taken, before anything is looked up: its size, its speaker, its values."""
-    lines = len(message.holdings) + len(message.asks) + len(message.usage)
+    lines = len(message.holdings) + len(message.asks) + len(message.usage) + len(_unknown(message))
     if lines > MAX_LINES:
         return Refusal(413, reason=f"{lines} lines, {MAX_LINES} are allowed; nothing was applied: send fewer at a time")
     if not caller.identity.pod_uid:
@@ -74,6 +74,9 @@ def _foreign(caller: Caller, message: SyncRequest) -> Refusal | None:
 def _malformed(message: SyncRequest) -> Refusal | None:
     faults = [] if 0 < len(message.session) <= MAX_TEXT else ["session: 1 to 256 characters are needed"]
     faults += [f"holdings[{i}]: {fault}" for i, line in enumerate(message.holdings) if (fault := _holding_fault(line))]
+    faults += [
+        f"close.unknown[{i}]: {fault}" for i, line in enumerate(_unknown(message)) if (fault := _unknown_fault(line))
+    ]
     faults += [f"asks[{i}]: {fault}" for i, line in enumerate(message.asks) if (fault := _ask_fault(line))]
     faults += [f"usage[{i}]: {fault}" for i, line in enumerate(message.usage) if (fault := _usage_fault(line))]
     if len({holding.account for holding in message.holdings}) < len(message.holdings):
@@ -81,11 +84,19 @@ def _malformed(message: SyncRequest) -> Refusal | None:
     return Refusal(422, reason=faults[0]) if faults else None
 
 
+def _unknown(message: SyncRequest) -> tuple[Unknown, ...]:
+    return message.close.unknown if message.close else ()
+
+
+def _unknown_fault(line: Unknown) -> str:
+    return _fault(line.klass, (line.account, line.amount))
+
+
 def _holding_fault(line: Holding) -> str:
     totals = (line.granted, line.returned, line.charged, line.unbacked, line.reserved)
     if line.final and (line.reserved or line.want or line.need or line.first):
         return "final, but something is reserved or asked for"
-    return _fault(line.klass, (*totals, line.want, line.need, line.first))
+    return _fault(line.klass, (line.account, *totals, line.want, line.need, line.first))
 
 
 def _ask_fault(line: Ask) -> str:

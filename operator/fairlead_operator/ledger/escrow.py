@@ -9,8 +9,11 @@ A grant counts as spent from the moment it is made until the holder gives it bac
 is held, nothing expires, and no decision needs a clock to be safe.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from fairlead_router.contract import BudgetAction, LedgerBudget, Verdict
 
@@ -38,9 +41,11 @@ class Session:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Running totals of one session in one account, and ``reserved``: a gauge of what requests in flight may cost."""
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """Running totals of one session in one account, and ``reserved``: a gauge of what requests in flight may cost.
+
+    A struct, like Account, and no dataclass: a message makes hundreds of them, and those copy ten times as fast.
+    """
 
     granted: int = 0
     returned: int = 0
@@ -79,8 +84,7 @@ class Demand:
         return Demand(self.want + other.want, self.need + other.need, min(firsts, default=0))
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(msgspec.Struct, frozen=True, gc=False):
     """One allowance in one window. ``cap_high`` is the highest cap under which a grant was made."""
 
     held: int = 0
@@ -96,6 +100,9 @@ class Account:
     def used(self) -> int:
         """What cannot come back: charges, and what nobody can tell any more."""
         return self.charged + self.unreconciled
+
+
+_NO_DEMAND = Demand()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +170,10 @@ def step(account: Account, row: Row | None, report: Report | None, demand: Deman
     held = row or NOTHING
     if report is not None:
         account, held = tell(account, held, report)
-    account = replace(account, holders=account.holders + (held != NOTHING) - (row is not None))
-    if demand == Demand():
+    gained = (held != NOTHING) - (row is not None)
+    if gained:
+        account = replace(account, holders=account.holders + gained)
+    if demand == _NO_DEMAND:
         return Outcome(account, held if held != NOTHING else None)
     return grant(account, held, demand, cap=cap, now=now)
 
@@ -190,13 +199,14 @@ def merged(row: Row, told: Row) -> Row:
         returned=max(row.returned, told.returned),
         charged=max(row.charged, told.charged),
         unbacked=max(row.unbacked, told.unbacked),
+        reserved=told.reserved,
     )
     if new.out < 0 or new.unbacked > new.charged:
         raise BooksError(
             f"granted {new.granted}, returned {new.returned}, charged {new.charged} of which {new.unbacked} unbacked: "
             f"{new.out} would be left"
         )
-    return replace(new, reserved=min(told.reserved, new.out))
+    return new if new.reserved <= new.out else replace(new, reserved=new.out)
 
 
 def _returned(row: Row, amount: int) -> Row:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
+from fairlead_operator import logs
 from fairlead_operator.clock import SystemClock
 from fairlead_operator.ledger import catalog
 from fairlead_operator.ledger.app import Rules, Service
@@ -42,7 +43,7 @@ class Settings:
 
 def main() -> None:
     """Run the program."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logs.set_up()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     sys.setswitchinterval(SWITCH_S)

@@ -4,7 +4,7 @@ Lists travel as one JSON parameter, so the text does not depend on how many valu
 queries in ``reports``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -61,9 +61,9 @@ def read(connection: Connection, sql: str, **parameters: Any) -> Sequence[Row[An
     return connection.exec_driver_sql(sql, parameters).all()
 
 
-def write(connection: Connection, sql: str, rows: Iterable[Mapping[str, Any]]) -> None:
+def write(connection: Connection, sql: str, rows: Iterable[dict[str, Any]]) -> None:
     """Run a compiled statement for each row; nothing for no rows."""
-    if parameters := [dict(row) for row in rows]:
+    if parameters := list(rows):
         connection.exec_driver_sql(sql, parameters)
 
 
@@ -290,6 +290,33 @@ ARCHIVE_ACCOUNTS = _sql(
     .values(unreconciled=account.c.held - account.c.charged, holders=literal_column("0"))
 )
 ARCHIVE_HOLDINGS = _sql(delete(holding).where(holding.c.account_id.in_(select(_ids.c.value))))
+DROPPED = _sql(
+    select(budget_window.c.id)
+    .where(budget_window.c.end_ms < bindparam("before"))
+    .limit(literal_column("100"))
+    .offset(literal_column("0"))
+)
+DROP_WINDOWS = [
+    _sql(delete(table).where(column.in_(select(_ids.c.value))))
+    for table, column in (
+        (account, account.c.window_id),
+        (window_ns, window_ns.c.window_id),
+        (budget_window, budget_window.c.id),
+    )
+]
+"""Windows older than the retention, with their accounts."""
+DROP_WORKFLOWS = text("""
+DELETE FROM account WHERE id IN (
+    SELECT account.id FROM series
+    JOIN budget_window ON budget_window.series_id = series.id
+    JOIN account ON account.window_id = budget_window.id
+    WHERE series.per = 'Workflow' AND budget_window.end_ms <= :archived AND account.holders = 0 LIMIT 10000)
+""").text
+"""Workflows are many and never come back: their accounts go as soon as nobody can charge them any more."""
+DROP_SESSIONS = text("""
+DELETE FROM session WHERE state <> 'Open' AND seen_ms < :before
+AND NOT EXISTS (SELECT 1 FROM holding WHERE holding.session_id = session.id)
+""").text
 EXPIRE = [_sql(delete(table).where(table.c.bucket < bindparam("before"))) for table in (usage, cost_hist, pool_cost)]
 """Usage and costs older than the retention."""
 ORPHANS = _sql(delete(dim).where(~select(usage.c.dim_id).where(usage.c.dim_id == dim.c.id).exists()))

@@ -23,7 +23,10 @@ IDLE_SYNC_MS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An account that a message names, with all that a decision on it needs."""
+    """An account that a message names, with all that a decision on it needs.
+
+    ``name`` is the budget's, and empty if the account counts for none now: routers then let go of it and ask anew.
+    """
 
     id: int
     namespace: str
@@ -125,14 +128,14 @@ class Sync:
         sql.write(
             self.connection,
             sql.PUT_ACCOUNT,
-            ({"account": e.id, **msgspec.to_builtins(o.account)} for e, o in changed if o.account != e.account),
+            ({"account": e.id, **msgspec.structs.asdict(o.account)} for e, o in changed if o.account != e.account),
         )
         kept = [(e, o.row) for e, o in changed if o.row is not None and o.row != e.row]
         base = {"session_id": self.message.session, "class": 1}
         sql.write(
             self.connection,
             sql.PUT_HOLDING,
-            ({**base, "account_id": e.id, **msgspec.to_builtins(row)} for e, row in kept),
+            ({**base, "account_id": e.id, **msgspec.structs.asdict(row)} for e, row in kept),
         )
         gone = [e.id for e, o in changed if o.row is None and e.row is not None]
         sql.write(
@@ -201,17 +204,19 @@ def _demands(holdings: Iterable[Holding], resolved: Iterable[Resolved]) -> dict[
 
 
 def _entry(row: Any, held: Row | None, now: int) -> Entry:
-    budget = decode_budget(row.spec)
-    live = not row.deleted and row.series_id == row.live_series
+    # In the order of sql.ACCOUNTS: taking columns by name would cost as much as all else here together.
+    id_, namespace, key, *books, window, start, end, series, live_series, deleted, spec, home, name = row
+    budget = decode_budget(spec)
+    live = not deleted and series == live_series
     return Entry(
-        id=row.id,
-        namespace=row.namespace,
-        key=row.key,
-        series=row.series_id,
-        window=Window(id=row.window_id, start=row.start_ms, end=row.end_ms),
-        name=f"{row.budget_namespace}/{row.budget_name}",
+        id=id_,
+        namespace=namespace,
+        key=key,
+        series=series,
+        window=Window(id=window, start=start, end=end),
+        name=f"{home}/{name}" if live else "",
         budget=budget,
-        account=Account(*(getattr(row, name) for name in sql.BOOKS)),
+        account=Account(*books),
         row=held,
         cap=escrow.cap(budget, now, live=live),
     )

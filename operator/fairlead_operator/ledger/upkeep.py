@@ -9,7 +9,10 @@ from fairlead_operator.ledger.transaction import relabel
 
 EVERY_S = 10
 RETENTION_MS = 400 * 24 * 3_600_000
-"""Usage and costs are kept a year and a month, so that a month can be compared with that of the year before."""
+"""Usage, costs and windows are kept a year and a month, so that a month compares with that of the year before."""
+
+SESSION_MS = 30 * 24 * 3_600_000
+"""Ids of sessions that are over and hold nothing are known this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,12 @@ def archive(connection: Connection, now: int) -> None:
 
 
 def expire(connection: Connection, now: int) -> None:
-    """Drop usage and costs beyond the retention, and dimensions that nothing uses any more."""
+    """Drop what is beyond its retention: usage, dimensions that nothing uses any more, windows, workflows, sessions."""
+    connection.exec_driver_sql(sql.DROP_WORKFLOWS, {"archived": now - sql.ARCHIVE_MS})
+    connection.exec_driver_sql(sql.DROP_SESSIONS, {"before": now - SESSION_MS})
+    windows = [row.id for row in sql.read(connection, sql.DROPPED, before=now - RETENTION_MS)]
+    for statement in sql.DROP_WINDOWS if windows else ():
+        sql.write(connection, statement, [{"ids": sql.as_list(windows)}])
     deleted = [connection.exec_driver_sql(text, {"before": now - RETENTION_MS}).rowcount for text in sql.EXPIRE]
     if any(deleted):
         connection.exec_driver_sql(sql.ORPHANS)

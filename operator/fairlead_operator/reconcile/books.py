@@ -13,6 +13,19 @@ PODS_REMEMBERED = 4096
 """More than a pool can have; a pod that is forgotten would be counted again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """When a pod was created and when it became ready."""
+
+    created_ms: int
+    ready_ms: int
+
+    @property
+    def took_ms(self) -> int:
+        """Milliseconds between them."""
+        return self.ready_ms - self.created_ms
+
+
 @dataclass(slots=True)
 class Starts:
     """How long the last pods took from their creation to ready; each pod counts once."""
@@ -21,20 +34,25 @@ class Starts:
     measured: tuple[int, ...] = ()
     """Milliseconds of the newest starts."""
 
-    def note(self, ready: Mapping[str, int]) -> dict[str, int]:
-        """Add the pods (uid → milliseconds) that were not counted yet, and answer which they are."""
-        new = {uid: took for uid, took in ready.items() if uid not in self.counted}
+    def note(self, ready: Mapping[str, Start], since_ms: int) -> dict[str, int]:
+        """Add the starts (by uid) that were not counted yet, and answer those that ended after ``since_ms``.
+
+        Only pods that were also created since then are measured: a readiness that came back after days is no start.
+        """
+        new = {uid: start for uid, start in ready.items() if uid not in self.counted}
         self.counted.update(dict.fromkeys(new))
         while len(self.counted) > PODS_REMEMBERED:
             self.counted.popitem(last=False)
-        self.measured = (*self.measured, *new.values())[-STARTS_REMEMBERED:]
-        return new
+        whole = [start.took_ms for start in new.values() if start.created_ms >= since_ms]
+        self.measured = (*self.measured, *whole)[-STARTS_REMEMBERED:]
+        return {uid: start.took_ms for uid, start in new.items() if start.ready_ms >= since_ms}
 
 
 @dataclass(slots=True)
 class PoolBook:
-    """One pool."""
+    """One pool. ``opened_ms``: since when this process watches it; what was before, another one has told."""
 
+    opened_ms: int
     memory: Memory
     starts: Starts = field(default_factory=Starts)
 
@@ -57,7 +75,7 @@ class Books:
     def pool(self, key: str, now_ms: int) -> PoolBook:
         """The book of a pool, opened now if there is none."""
         if key not in self.pools:
-            self.pools[key] = PoolBook(Memory(since_ms=now_ms))
+            self.pools[key] = PoolBook(now_ms // 1000 * 1000, Memory(since_ms=now_ms))
         return self.pools[key]
 
     def close_pool(self, key: str) -> None:

@@ -49,7 +49,7 @@ class Children:
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         live = self.live(snapshot, *place) or await self._look(place)
         if live is not None and not _owned(live, owner_uid):
-            raise NameTakenError(_taken(place, live))
+            raise NameTakenError(_taken(place, live, body))
         done = self._applied.get(place)
         if live is not None and done is not None and (digest, _mark(done.result)) == (done.digest, _mark(live)):
             return live
@@ -72,12 +72,11 @@ class Children:
             self._applied.pop((DEPLOYMENTS.kind, namespace, meta["name"]), None)
         return [str(body["metadata"]["name"]) for body in gone]
 
-    def forget(self, namespace: str, owner_uid: str) -> None:
-        """The owner is gone: its children go by garbage collection."""
-        for place in [
-            place for place, done in self._applied.items() if place[1] == namespace and _owned(done.result, owner_uid)
-        ]:
-            del self._applied[place]
+    def forget(self, namespace: str, pool: str) -> None:
+        """The pool is gone: its children go by garbage collection."""
+        self._applied = {
+            place: done for place, done in self._applied.items() if not (place[1] == namespace and _of(done, pool))
+        }
 
     async def _look(self, place: Place) -> Object | None:
         """The object itself: the store shows only what carries our label, and may be a moment behind."""
@@ -92,6 +91,10 @@ def _owned(body: Object, owner_uid: str) -> bool:
     return any(owner["uid"] == owner_uid for owner in body["metadata"].get("ownerReferences") or ())
 
 
+def _of(done: _Applied, pool: str) -> bool:
+    return any(owner["name"] == pool for owner in done.result["metadata"].get("ownerReferences") or ())
+
+
 def _version(body: Object) -> int:
     text = str(body["metadata"].get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
@@ -103,9 +106,13 @@ def _mark(body: Object) -> str:
     return str(meta.get("generation") or meta["resourceVersion"])
 
 
-def _taken(place: Place, live: Object) -> str:
+def _taken(place: Place, live: Object, wanted: Object) -> str:
     kind, namespace, name = place
     owners = live["metadata"].get("ownerReferences") or ()
+    own = wanted["metadata"]["ownerReferences"][0]
+    if owners and (owners[0]["kind"], owners[0]["name"]) == (own["kind"], own["name"]):
+        whose = f"is of a deleted {own['kind']} of the same name"
+        return f"{kind} {namespace}/{name} {whose}; this one follows when it is gone."
     whose = f"belongs to {owners[0]['kind']} {owners[0]['name']}" if owners else "was made by somebody else"
     remedy = "Rename the pool or the variant, or delete that object."
     return f"{kind} {namespace}/{name} {whose} and was left as it is. {remedy}"

@@ -6,16 +6,17 @@ annotations of the pools' Deployments, so it also outlives a restart and a pool 
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from zoneinfo import available_timezones
 
-from fairlead_operator.api.v1alpha1 import ModelPool, Reason
+from fairlead_operator.api.v1alpha1 import ModelPool
 from fairlead_operator.api.v1alpha1.modelpool import Rate
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
-from fairlead_operator.decide.budgets import budget_problems
+from fairlead_operator.decide.budgets import UNCOUNTABLE, budget_problems
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
@@ -41,6 +42,8 @@ CONTEXT = "fairlead.dev/reported-context-tokens"
 COLD_START = "fairlead.dev/cold-start-ms"
 DEBOUNCE_S = 0.05
 NANO_PER_MICRO = 1000
+_MEASURED = re.compile("[0-9]{1,8}", re.ASCII)
+"""A team may write its Deployments' annotations, and none of them may keep the configuration from being compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Picture:
 
     @property
     def countable(self) -> list[BudgetInput]:
-        """The budgets that ledger and routers are told of: all whose windows can be computed."""
+        """The budgets that ledger and routers are told of: all that can be counted."""
         return [one for key, one in sorted(self.budgets.items()) if not uncountable(self.refused[key])]
 
 
@@ -65,7 +68,7 @@ def measured(snapshot: Snapshot, pool: ModelPool, annotation: str) -> int:
     names = [f"{pool.name}-{variant.name}" for variant in pool.spec.variants]
     live = [snapshot.children.get((DEPLOYMENTS.kind, pool.namespace, name)) for name in names]
     texts = [str((body["metadata"].get("annotations") or {}).get(annotation, "")) for body in live if body is not None]
-    return max((int(text) for text in texts if text.isdigit()), default=0)
+    return max((int(text) for text in texts if _MEASURED.fullmatch(text)), default=0)
 
 
 def card_in_force(pool: ModelPool) -> PoolCard | None:
@@ -73,11 +76,18 @@ def card_in_force(pool: ModelPool) -> PoolCard | None:
     rate = pool.status.rate
     if rate is None or rate.version is None:
         return None
-    return PoolCard(rate.version, rates_of(rate), rate.source or "", 0)
+    try:
+        return PoolCard(rate.version, rates_of(rate), rate.source or "", 0)
+    except ValueError:
+        return None
 
 
 def rates_of(rate: Rate) -> Rates:
-    """USD for a million tokens with six places are pico-USD for one token, exactly."""
+    """USD for a million tokens with six places are pico-USD for one token, exactly.
+
+    Raises:
+        ValueError: somebody else wrote the status, and not such an amount.
+    """
     texts = (rate.prompt_per_million_tokens, rate.cached_prompt_per_million_tokens, rate.output_per_million_tokens)
     return Rates(*(parse_usd(text or "0") // NANO_PER_MICRO for text in texts))
 
@@ -112,8 +122,8 @@ def zones() -> frozenset[str]:
 
 
 def uncountable(problems: tuple[Problem, ...]) -> bool:
-    """Whether a budget's windows cannot be computed; it must not keep the others out of the ledger."""
-    return any(problem.reason == Reason.UNKNOWN_TIME_ZONE for problem in problems)
+    """Whether a budget cannot be counted at all; it must not keep the others out of the ledger."""
+    return any(problem.reason in UNCOUNTABLE for problem in problems)
 
 
 def unpriced(

@@ -1,6 +1,6 @@
 """What every reconciler works with."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from fairlead_operator.clock import Clock
@@ -44,10 +44,12 @@ class Context:
     clock: Clock
 
 
-def routers_of(snapshot: Snapshot) -> tuple[Router, ...]:
+def routers_of(snapshot: Snapshot, platform: Collection[str]) -> tuple[Router, ...]:
     """The routers that take requests and therefore should report: gateways, and the sidecars of pools' pods."""
     gateways = [Router(pod.key, "", pod.terminating) for pod in snapshot.gateways if pod.ready]
-    sidecars = [Router(pod.key, pod.pool, pod.terminating) for pod in snapshot.pods if _serves(pod)]
+    sidecars = [
+        Router(pod.key, pod.pool, pod.terminating, pod.namespace in platform) for pod in snapshot.pods if _serves(pod)
+    ]
     return (*gateways, *sidecars)
 
 
@@ -78,7 +80,8 @@ def confirmations(context: Context, namespaces: Iterable[str], has: Callable[[st
     """Ask the last report of every router in these namespaces; a router without a fresh one has confirmed nothing."""
     snapshot, now, reports = context.cluster.snapshot(), context.clock.now_ms(), context.scraper.reports
     places = frozenset(namespaces)
-    routers = [one.router for one in routers_of(snapshot) if not one.terminating and _namespace(one.router) in places]
+    present = routers_of(snapshot, context.feed.platform)
+    routers = [one.router for one in present if not one.terminating and _namespace(one.router) in places]
     told = [(router, reports[router].signals) for router in routers if fresh(reports.get(router), now, STALE_MS)]
     confirmed = sum(signals is not None and has(_namespace(router), signals) for router, signals in told)
     return Confirmed(len(routers), confirmed)

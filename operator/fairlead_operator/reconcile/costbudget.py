@@ -26,6 +26,7 @@ class BudgetReconciler:
         raw = compiled.snapshot.raw.get(key)
         budget = compiled.snapshot.budgets.get(f"{key.namespace}/{key.name}")
         if raw is None or budget is None:
+            self._c.statuses.forget(key)
             return
         # 2. Decide.
         status = self._status(compiled, budget, raw)

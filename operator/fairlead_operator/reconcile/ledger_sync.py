@@ -5,14 +5,15 @@ Each step stands alone: one that fails is tried again at the next round and keep
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.decide.accrual import Accrual, BilledPod, accrue, billed_pod, cost_rows, resume
-from fairlead_operator.decide.pricing import VariantHardware, hardware_of
-from fairlead_operator.decide.rates import card_of
+from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.pricing import VariantHardware, hardware_of, price_on
+from fairlead_operator.decide.rates import card_of, card_row
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.cluster import Cluster, Departed, Snapshot
 from fairlead_operator.kube.election import Election
@@ -21,15 +22,17 @@ from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS
 from fairlead_operator.ledger_client import LedgerClient
 from fairlead_operator.prices.file import PriceFile
 from fairlead_operator.reconcile.books import Books
-from fairlead_router.contract import LedgerBudget, PutBudgets, PutCosts, UsageAnswer
+from fairlead_router.contract import BUCKET_MS, LedgerBudget, PutBudgets, PutCards, PutCosts, UsageAnswer
 
 log = logging.getLogger(__name__)
 
-ROUND_S = 2.0
+ROUND_S = 1.0
+SPEND_EVERY_S = 1.0
+SETTLE_S = 0.1
+"""Changes come in bursts: what is kicked within this time is one round."""
 COSTS_EVERY_S = 10.0
 USAGE_EVERY_S = 60.0
 HOUR_MS = 3_600_000
-RESUME_MS = 24 * HOUR_MS
 CONFLICT = 409
 SILENCE = "the ledger is silent"
 
@@ -60,6 +63,8 @@ class LedgerSync:
         self._accrual: Accrual | None = None
         self._stored_ms = 0
         self._hardware: dict[tuple[str, str], VariantHardware] = {}
+        self._prices: dict[str, int] = {}
+        """Nano-USD an hour of each pod, by its uid."""
         self._due: dict[str, float] = {}
         self._failing: set[str] = set()
 
@@ -77,12 +82,14 @@ class LedgerSync:
                     await self._kick.wait()
             except TimeoutError:
                 continue
+            await self._p.clock.sleep(SETTLE_S)
 
     async def round(self) -> None:
         """Every step that is due. A ledger that does not answer ends the round; one that refuses a step does not."""
+        self._count()
         steps = (
             ("budgets", 0.0, self.put_budgets),
-            ("spend", 0.0, self.read_spend),
+            ("spend", SPEND_EVERY_S, self.read_spend),
             ("cards", float("inf"), self.load_cards),
             ("costs", COSTS_EVERY_S, self.put_costs),
             ("usage", USAGE_EVERY_S, self.read_usage),
@@ -93,9 +100,15 @@ class LedgerSync:
 
     async def load_cards(self) -> None:
         """Go on with the newest version of each pool's card: a version never changes once it is stored."""
-        books = self._p.books
+        books, stored = self._p.books, {}
         for row in sorted((await self._p.client.cards()).cards, key=lambda row: row.version):
-            books.cards[row.pool] = card_of(row)
+            stored[row.pool] = card_of(row)
+        versions = {key: card.version for key, card in stored.items()}
+        newer = {key: card for key, card in books.cards.items() if versions.get(key, 0) < card.version}
+        if newer:
+            rows = tuple(card_row(key, card) for key, card in newer.items())
+            await self._p.client.put_cards(PutCards(cards=rows))
+        books.cards = {**stored, **newer}
         books.cards_known = True
         for key in self._p.cluster.snapshot().raw:
             if key.kind == MODEL_POOLS.kind:
@@ -115,12 +128,19 @@ class LedgerSync:
             raise
         self._counter += 1
         self._note_budgets(wanted, version)
+        self._due.pop("spend", None)
 
     async def read_spend(self) -> None:
         """How every budget stands; wakes those whose figures moved."""
         answer = await self._p.client.spend()
         books = self._p.books
         books.ledger_answered_ms = self._p.clock.now_ms()
+        if self._told is not None and answer.budgets_version != books.budgets_version:
+            # Its database was restored or made anew: what it had taken is to be told again.
+            log.warning("the ledger has budgets %s, it had taken %s", answer.budgets_version, books.budgets_version)
+            self._told = None
+            self._due.pop("cards", None)
+            self._kick.set()
         for spend in answer.budgets:
             key = f"{spend.namespace}/{spend.name}"
             if books.spend.get(key) != spend:
@@ -131,14 +151,23 @@ class LedgerSync:
 
     async def put_costs(self) -> None:
         """Count what the pods cost up to now, and tell the running totals."""
-        now = self._p.clock.now_ms()
         if self._accrual is None:
-            stored = await self._p.client.costs(now - RESUME_MS)
-            self._accrual = resume(stored.costs, stored.until or now)
+            now = self._p.clock.now_ms()
+            until = (await self._p.client.costs(now)).until or now
+            stored = await self._p.client.costs(until - BUCKET_MS)
+            self._accrual = resume(stored.costs, stored.until or until)
+        told = self._count() or self._accrual
+        await self._p.client.put_costs(PutCosts(costs=cost_rows(told), until=told.until_ms))
+        self._stored_ms = told.until_ms
+
+    def _count(self) -> Accrual | None:
+        """Count up to now, also while the ledger is silent: a node that goes away takes its price with it."""
+        if self._accrual is None:
+            return None
+        now = self._p.clock.now_ms()
         pods = self._billed(self._p.cluster.snapshot(), self._p.cluster.take_departed(), now)
         self._accrual = accrue(self._accrual, pods, now, self._stored_ms)
-        await self._p.client.put_costs(PutCosts(costs=cost_rows(self._accrual), until=self._accrual.until_ms))
-        self._stored_ms = self._accrual.until_ms
+        return self._accrual
 
     async def read_usage(self) -> None:
         """What a thousand requests cost over the last hour, idle included."""
@@ -148,20 +177,34 @@ class LedgerSync:
 
     def _billed(self, snapshot: Snapshot, departed: list[Departed], now_ms: int) -> list[BilledPod]:
         """All pods that cost something. A pool that was deleted is billed while its pods drain."""
-        for pool in snapshot.pools.values():
-            for variant in pool.spec.variants:
-                self._hardware[pool.key, variant.name] = hardware_of(pool.spec, variant)
-        prices, bills = self._p.prices.read(), []
-        running = [(pod, now_ms) for pod in snapshot.pods]
-        for pod, end_ms in [*running, *((one.pod, one.at_ms) for one in departed)]:
-            hardware = self._hardware.get((pod.pool, pod.variant))
-            if hardware is None:
-                continue
-            bill = billed_pod(prices, hardware, pod, snapshot.nodes.get(pod.node), now_ms)
+        counted = [*((pod, now_ms) for pod in snapshot.pods), *((one.pod, one.at_ms) for one in departed)]
+        self._learn(snapshot, [pod for pod, _ in counted], now_ms)
+        bills = []
+        for pod, end_ms in counted:
+            bill = billed_pod(pod, self._prices.get(pod.uid))
             if bill is not None:
                 end = end_ms if bill.end_ms is None else min(bill.end_ms, end_ms)
-                bills.append(BilledPod(bill.pool, bill.variant, bill.start_ms, end, bill.nano_per_hour))
+                bills.append(replace(bill, end_ms=end))
         return bills
+
+    def _learn(self, snapshot: Snapshot, pods: Sequence[PodFact], now_ms: int) -> None:
+        """What each pod costs an hour: by its node now, else as it was when the node was last seen."""
+        prices, used = self._p.prices.read(), {(pod.pool, pod.variant) for pod in pods}
+        kept = {place: hardware for place, hardware in self._hardware.items() if place in used}
+        present = {
+            (pool.key, one.name): hardware_of(pool.spec, one)
+            for pool in snapshot.pools.values()
+            for one in pool.spec.variants
+        }
+        self._hardware = {**kept, **present}
+        before, self._prices = self._prices, {}
+        for pod in pods:
+            hardware, node = self._hardware.get((pod.pool, pod.variant)), snapshot.nodes.get(pod.node)
+            price = before.get(pod.uid)
+            if hardware is not None and node is not None:
+                price = price_on(prices, hardware, node, now_ms)
+            if price is not None:
+                self._prices[pod.uid] = price
 
     async def _step(self, name: str, every_s: float, step: Callable[[], Awaitable[None]]) -> bool:
         """Run a step; a failure is logged when it begins and when it ends. False: the ledger does not answer at all."""
@@ -173,6 +216,12 @@ class LedgerSync:
                 log.warning("%s: %s", what, error)
             self._failing.add(what)
             return error.status != 0
+        except Exception:
+            # A fault in one step must not end the leader, and with it all the others.
+            if name not in self._failing:
+                log.exception("%s: broke off, and is tried again each round", name)
+            self._failing.add(name)
+            return True
         for what in self._failing & {name, SILENCE}:
             log.info("%s: over, the ledger answers", what)
         self._failing -= {name, SILENCE}

@@ -9,15 +9,16 @@ from fairlead_operator.decide import replicas
 from fairlead_operator.decide.facts import PodFact, live_pods
 from fairlead_operator.decide.pricing import PriceList, VariantPrice, hardware_of, price_variant
 from fairlead_operator.decide.problems import Problem, errors
-from fairlead_operator.decide.rates import SOURCE_SEED, PoolCard, card_row, next_card, pool_rates
+from fairlead_operator.decide.rates import SOURCE_SEED, PoolCard, Rates, card_row, next_card, pool_rates
 from fairlead_operator.decide.replicas import Decision
-from fairlead_operator.decide.signals import Load, Report, pool_load
+from fairlead_operator.decide.signals import Load, Report, Router, pool_load, told_of
 from fairlead_operator.decide.variants import VariantOption, variant_options
 from fairlead_operator.errors import ApiError, ForbiddenError, LedgerError, OverloadedError, RefusedError
 from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.cluster import Snapshot
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import DEPLOYMENTS, MODEL_POOLS
+from fairlead_operator.reconcile.books import Start
 from fairlead_operator.reconcile.children import NameTakenError
 from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, card_in_force, measured
 from fairlead_operator.reconcile.context import Context, routers_of
@@ -38,8 +39,6 @@ from fairlead_operator.status.modelpool import PoolView, modelpool_status
 from fairlead_operator.status.pods import rollout_of
 from fairlead_router.contract import PutCards
 
-NAME_CONFLICT = "NameConflict"
-FORBIDDEN = "Forbidden"
 INTERNAL = 500
 COLD_START_STEP_MS = 5_000
 """Measured starts are rounded up to this, so that a second more or less changes no configuration."""
@@ -76,7 +75,7 @@ class PoolReconciler:
     def observe(self) -> None:
         """After a scrape round: remember each pool's demand and wake its reconciler."""
         snapshot, now = self._c.cluster.snapshot(), self._c.clock.now_ms()
-        routers, reports = routers_of(snapshot), self._c.scraper.reports
+        routers, reports = self._routers(snapshot), self._c.scraper.reports
         for key, pool in snapshot.pools.items():
             book = self._c.books.pool(key, now)
             load = pool_load(key, replicas.slots_of(pool.spec), routers, reports, now)
@@ -90,7 +89,7 @@ class PoolReconciler:
         snapshot = self._c.cluster.snapshot()
         raw, pool = snapshot.raw.get(key), snapshot.pools.get(f"{key.namespace}/{key.name}")
         if raw is None or pool is None or pool.metadata.deletion_timestamp:
-            self._forget(key, raw)
+            self._forget(key)
             return
         facts = self._gather(snapshot, raw, pool)
         # 2. Decide.
@@ -107,17 +106,17 @@ class PoolReconciler:
         # 4. Report.
         await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card))
 
-    def _forget(self, key: Key, raw: Object | None) -> None:
+    def _forget(self, key: Key) -> None:
         self._c.books.close_pool(f"{key.namespace}/{key.name}")
-        if raw is not None:
-            self._c.children.forget(key.namespace, raw["metadata"]["uid"])
-            self._c.statuses.forget(raw["metadata"]["uid"])
+        self._c.children.forget(key.namespace, key.name)
+        self._c.statuses.forget(key)
+        self._c.telemetry.forget_pool(f"{key.namespace}/{key.name}")
 
     def _gather(self, snapshot: Snapshot, raw: Object, pool: ModelPool) -> Facts:
         now, prices = self._c.clock.now_ms(), self._c.prices.read()
         pods = live_pods(snapshot.pods, pool.key)
         book = self._c.books.pool(pool.key, now)
-        started = book.starts.note(starts(snapshot, pods))
+        started = book.starts.note(starts(snapshot, pods), book.opened_ms)
         reports = self._c.scraper.reports
         nodes = list(snapshot.nodes.values())
         hardware = [hardware_of(pool.spec, variant) for variant in pool.spec.variants]
@@ -132,12 +131,15 @@ class PoolReconciler:
                 one.name: price_variant(prices, one, [pod for pod in pods if pod.variant == one.name], nodes, now)
                 for one in hardware
             },
-            load=pool_load(pool.key, replicas.slots_of(pool.spec), routers_of(snapshot), reports, now),
+            load=pool_load(pool.key, replicas.slots_of(pool.spec), self._routers(snapshot), reports, now),
             reported_context=reported_context(pods, reports) or measured(snapshot, pool, CONTEXT),
             cold_start_ms=self._cold_start(snapshot, pool, book.starts.measured),
             started=started,
             now_ms=now,
         )
+
+    def _routers(self, snapshot: Snapshot) -> tuple[Router, ...]:
+        return routers_of(snapshot, self._c.feed.platform)
 
     def _deployments(self, snapshot: Snapshot, pool: ModelPool) -> dict[str, Object]:
         found = {
@@ -152,7 +154,7 @@ class PoolReconciler:
         """What was measured by this process, else what an earlier one wrote down, else the default."""
         if not taken:
             return measured(snapshot, pool, COLD_START) or replicas.DEFAULT_COLD_START_MS
-        return -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS) * COLD_START_STEP_MS
+        return max(1, -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS)) * COLD_START_STEP_MS
 
     def _decide(self, facts: Facts, options: tuple[VariantOption, ...]) -> Decision:
         return replicas.decide(
@@ -172,8 +174,7 @@ class PoolReconciler:
         """The rate card in force. A new version counts only after the ledger has it: charges name it for ever."""
         books, key = self._c.books, facts.pool.key
         last = books.cards.get(key) if books.cards_known else card_in_force(facts.pool)
-        hardware = [hardware_of(facts.pool.spec, variant) for variant in facts.pool.spec.variants]
-        card = next_card(last, pool_rates(facts.prices, hardware, facts.variant_prices), SOURCE_SEED, facts.now_ms)
+        card = next_card(last, _rates(facts), SOURCE_SEED, facts.now_ms)
         if card is None or card == last:
             return card
         if not books.cards_known:
@@ -197,13 +198,13 @@ class PoolReconciler:
                 keep = {deployment_name(pool.name, variant.name) for variant in pool.spec.variants}
                 await self._c.children.prune(facts.snapshot, uid, pool.namespace, pool.name, keep)
         except NameTakenError as error:
-            return (Problem(NAME_CONFLICT, str(error)),)
+            return (Problem(Reason.NAME_CONFLICT, str(error)),)
         except RefusedError as error:
             return (
                 Problem(Reason.INVALID_POD_TEMPLATE, f"The API server refuses {error.what}: {error.message}", "spec"),
             )
         except ForbiddenError as error:
-            return (Problem(FORBIDDEN, forbidden(error)),)
+            return (Problem(Reason.FORBIDDEN, forbidden(error)),)
         except OverloadedError as error:
             # For a field of the wrong type the API server answers 500, not 422, to an apply.
             if error.status != INTERNAL or pool.spec.pod_template is None:
@@ -224,8 +225,8 @@ class PoolReconciler:
             self._c.queue.add_after(Key(MODEL_POOLS.kind, facts.pool.namespace, facts.pool.name), again)
 
     def _view(self, facts: Facts, outcome: "Outcome") -> PoolView:
-        reports = [report.signals for report in self._c.scraper.reports.values() if report.signals is not None]
-        seen = [one for signals in reports for one in signals.pools if one.pool == facts.pool.key]
+        routers = self._routers(facts.snapshot)
+        seen = told_of(facts.pool.key, routers, self._c.scraper.reports, facts.now_ms)
         return PoolView(
             pool=facts.pool,
             problems=outcome.problems,
@@ -234,6 +235,7 @@ class PoolReconciler:
             pods=facts.pods,
             prices=facts.variant_prices,
             card=outcome.card,
+            seeded=_rates(facts) is not None,
             plans=outcome.plans,
             cold_start_ms=facts.cold_start_ms,
             cost_per_thousand=self._c.books.cost_per_thousand.get(facts.pool.key),
@@ -271,10 +273,8 @@ def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mappi
 def render_settings(settings: Settings) -> RenderSettings:
     """What is written into every pool's router."""
     return RenderSettings(
-        release_namespace=settings.namespace,
         operator_url=settings.operator_url,
         ledger_url=settings.ledger_url,
-        platform_namespaces=settings.platform_namespaces,
     )
 
 
@@ -332,10 +332,10 @@ def annotated(body: Object, facts: Facts) -> Object:
     return {**body, "metadata": {**meta, "annotations": notes}}
 
 
-def starts(snapshot: Snapshot, pods: Sequence[PodFact]) -> dict[str, int]:
-    """Milliseconds from creation to ready, by uid, of the pods that are ready and never restarted."""
+def starts(snapshot: Snapshot, pods: Sequence[PodFact]) -> dict[str, Start]:
+    """From creation to ready, by uid, of the pods that are ready and never restarted."""
     return {
-        pod.uid: pod.ready_ms - created
+        pod.uid: Start(created, pod.ready_ms)
         for pod in pods
         if pod.ready and pod.restarts == 0 and pod.ready_ms is not None
         if (created := snapshot.created_ms.get(pod.key, 0))
@@ -357,9 +357,14 @@ def refused_template(error: ApiError) -> Problem:
 def forbidden(error: ForbiddenError) -> str:
     """What is not allowed, and who can allow it."""
     return (
-        f"The operator may not {error.verb} {error.what}: {error.message} "
+        f"The operator may not {error.verb} {error.what}: {error.message.rstrip('.')}. "
         "Grant it to ServiceAccount fairlead-operator, or install the chart's ClusterRole again."
     )
+
+
+def _rates(facts: Facts) -> Rates | None:
+    hardware = [hardware_of(facts.pool.spec, variant) for variant in facts.pool.spec.variants]
+    return pool_rates(facts.prices, hardware, facts.variant_prices)
 
 
 def _wanted(deployments: Mapping[str, Object]) -> dict[str, int]:

@@ -27,6 +27,7 @@ class PolicyReconciler:
         raw = compiled.snapshot.raw.get(key)
         policy = compiled.snapshot.policies.get(f"{key.namespace}/{key.name}")
         if raw is None or policy is None:
+            self._c.statuses.forget(key)
             return
         # 2. Decide.
         status = self._status(compiled, policy, raw)

@@ -1,13 +1,16 @@
-"""Writes statuses: at once when something changed, figures at most every ten seconds, nothing when nothing did."""
+"""Writes statuses: at once when something changed, figures once in a while, nothing when nothing did."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fairlead_operator.clock import Clock
 from fairlead_operator.kube.api import Api, Object
-from fairlead_operator.kube.resources import Resource
+from fairlead_operator.kube.queue import Key
+from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS, ROUTING_POLICIES, Resource
 
-FIGURES_S = 10.0
+FIGURES_S = {MODEL_POOLS: 10.0, ROUTING_POLICIES: 10.0, COST_BUDGETS: 2.0}
+"""Budgets are looked at while money runs out: what they show must not be older than the action that they show."""
 FIGURES = frozenset(
     {
         "costPerHour",
@@ -26,26 +29,33 @@ FIGURES = frozenset(
 
 
 class Statuses:
-    """The statuses that this process has written, by the uid of their objects."""
+    """The statuses that this process has written."""
 
     def __init__(self, api: Api, clock: Clock) -> None:
         self._api = api
         self._clock = clock
-        self._written: dict[str, tuple[Mapping[str, Any], float]] = {}
+        self._written: dict[Key, _Written] = {}
 
     def present(self, raw: Object) -> Mapping[str, Any]:
-        """The status as this process wrote it last, else as the API server has it."""
-        written = self._written.get(raw["metadata"]["uid"])
-        return written[0] if written else raw.get("status") or {}
+        """The status as this process wrote it last; as the server has it when that is not known, or was changed."""
+        written = self._last(raw)
+        return raw.get("status") or {} if written is None else written.status
+
+    def _last(self, raw: Object) -> "_Written | None":
+        written = self._written.get(_place(raw))
+        if written is None or written.uid != raw["metadata"]["uid"]:
+            return None
+        newer = int(raw["metadata"]["resourceVersion"]) > written.version
+        return None if newer and raw.get("status") != written.stored else written
 
     async def write(self, resource: Resource, raw: Object, status: Mapping[str, Any]) -> float:
         """Write what changed; answers the seconds after which to come again, 0 when all is written."""
-        uid, now = raw["metadata"]["uid"], self._clock.monotonic()
-        old, at = self.present(raw), self._written.get(uid, ({}, now - FIGURES_S))[1]
+        uid, now, old = raw["metadata"]["uid"], self._clock.monotonic(), self.present(raw)
+        every_s, last = FIGURES_S[resource], self._last(raw)
         if old == status:
             return 0.0
-        if _news(old) == _news(status) and now - at < FIGURES_S:
-            return FIGURES_S - (now - at)
+        if last is not None and _news(old) == _news(status) and now - last.at < every_s:
+            return every_s - (now - last.at)
         meta = raw["metadata"]
         body = {
             "apiVersion": resource.api_version,
@@ -53,13 +63,29 @@ class Statuses:
             "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": uid},
             "status": dict(status),
         }
-        await self._api.apply(resource, body, status=True)
-        self._written[uid] = (status, now)
+        stored = await self._api.apply(resource, body, status=True)
+        version = int(stored["metadata"]["resourceVersion"])
+        self._written[_place(raw)] = _Written(uid, status, now, stored.get("status"), version)
         return 0.0
 
-    def forget(self, uid: str) -> None:
+    def forget(self, key: Key) -> None:
         """The object is gone."""
-        self._written.pop(uid, None)
+        self._written.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """One status: as it was sent and when, and as the server keeps it."""
+
+    uid: str
+    status: Mapping[str, Any]
+    at: float
+    stored: Mapping[str, Any] | None
+    version: int
+
+
+def _place(raw: Object) -> Key:
+    return Key(raw["kind"], raw["metadata"].get("namespace", ""), raw["metadata"]["name"])
 
 
 def _news(status: Mapping[str, Any]) -> Mapping[str, Any]:

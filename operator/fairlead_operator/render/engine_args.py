@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead_operator.api.v1alpha1 import Engine, ModelPoolSpec, Reason, Variant
+from fairlead_operator.api.v1alpha1 import Engine, EventReason, ModelPoolSpec, Reason, Variant
 from fairlead_operator.api.v1alpha1.modelpool import ModelSource, SpeculativeDecoding
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.replicas import DEFAULT_SLOTS
@@ -248,4 +248,4 @@ def _value_problems(value: str, where: str, known: frozenset[str], refused: froz
         text = (
             f"{where} is {value}, which vLLM 0.32 does not list; it is passed on as it is, for an engine with a plugin."
         )
-        yield Problem("UnknownQuantization", text, where, warning=True)
+        yield Problem(EventReason.UNKNOWN_QUANTIZATION, text, where, warning=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fairlead_operator.api.v1alpha1 import CostBudget
-from fairlead_router.contract import BudgetAction, LedgerBudget, PutBudgets
+from fairlead_router.contract import BudgetAction, LedgerBudget
 
 
 def may_select(budget: CostBudget, platform_namespaces: Sequence[str]) -> bool:
@@ -21,8 +21,8 @@ def covered_namespaces(
     return tuple(sorted(name for name, labels in namespaces.items() if selector.matches(labels)))
 
 
-def ledger_budget(budget: CostBudget) -> LedgerBudget:
-    """The budget for ``PUT /v1/budgets``."""
+def ledger_budget(budget: CostBudget, namespaces: tuple[str, ...]) -> LedgerBudget:
+    """The budget for ``PUT /v1/budgets``; ``namespaces`` are those that it covers."""
     limit = budget.spec.limit
     actions = sorted(budget.spec.actions, key=lambda one: (one.at_percent, one.action))
     return LedgerBudget(
@@ -35,11 +35,6 @@ def ledger_budget(budget: CostBudget) -> LedgerBudget:
         time_zone=limit.time_zone,
         limit=limit.units,
         enforcement=budget.spec.enforcement,
+        namespaces=namespaces,
         actions=tuple(BudgetAction(at_percent=one.at_percent, action=one.action) for one in actions),
     )
-
-
-def put_budgets(version: tuple[int, int], budgets: Sequence[CostBudget]) -> PutBudgets:
-    """The whole state of all budgets, in one order."""
-    ordered = sorted(budgets, key=lambda one: one.key)
-    return PutBudgets(version=version, budgets=tuple(ledger_budget(one) for one in ordered))

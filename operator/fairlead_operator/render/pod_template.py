@@ -54,10 +54,8 @@ class Images:
 class RenderSettings:
     """Where the pods' routers find the control plane."""
 
-    release_namespace: str = "fairlead"
     operator_url: str = "http://fairlead-operator.fairlead:8080"
     ledger_url: str = "http://fairlead-ledger.fairlead:8080"
-    platform_namespaces: tuple[str, ...] = ()
 
 
 def pod_template(pool: ModelPool, variant: Variant, images: Images, settings: RenderSettings) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def pod_template(pool: ModelPool, variant: Variant, images: Images, settings: Re
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": drain + GRACE_AFTER_DRAIN_S,
             "securityContext": _pod_security(),
-            "initContainers": [_router(pool, variant, images.router, settings)],
+            "initContainers": [_router(pool, images.router, settings)],
             "containers": [_engine(pool, variant, images.engine)],
             "volumes": _volumes(pool, variant),
             **_placement(variant),
@@ -85,12 +83,12 @@ def _placement(variant: Variant) -> dict[str, Any]:
     return {**selector, **({"tolerations": tolerations} if tolerations else {})}
 
 
-def _router(pool: ModelPool, variant: Variant, image: str, settings: RenderSettings) -> dict[str, Any]:
+def _router(pool: ModelPool, image: str, settings: RenderSettings) -> dict[str, Any]:
     return {
         "name": ROUTER,
         "image": image,
         "restartPolicy": "Always",
-        "env": _router_env(pool, variant, settings),
+        "env": _router_env(pool, settings),
         "ports": [_port("http", REQUEST_PORT), _port("admin", ADMIN_PORT)],
         "startupProbe": _probe("/-/ready", period=2, failures=ROUTER_START_FAILURES),
         "readinessProbe": _probe("/-/ready", period=5, failures=2),
@@ -105,15 +103,13 @@ def _router(pool: ModelPool, variant: Variant, image: str, settings: RenderSetti
     }
 
 
-def _router_env(pool: ModelPool, variant: Variant, settings: RenderSettings) -> list[dict[str, Any]]:
+def _router_env(pool: ModelPool, settings: RenderSettings) -> list[dict[str, Any]]:
     values = {
-        "FAIRLEAD_PLATFORM_NAMESPACES": ",".join(settings.platform_namespaces),
         "FAIRLEAD_OPERATOR_URL": settings.operator_url,
         "FAIRLEAD_LEDGER_URL": settings.ledger_url,
         "FAIRLEAD_TOKENS_DIR": TOKENS_DIR,
         "FAIRLEAD_STATE_DIR": STATE_DIR,
         "FAIRLEAD_POOL": pool.key,
-        "FAIRLEAD_VARIANT": variant.name,
         "FAIRLEAD_ENGINE_SOCKET": ENGINE_SOCKET,
         "FAIRLEAD_DRAIN_SOCKET": DRAIN_SOCKET,
         "FAIRLEAD_DRAIN_TIMEOUT": str(pool.spec.rollout.drain_timeout.seconds),
@@ -136,6 +132,7 @@ def _engine(pool: ModelPool, variant: Variant, default_image: str) -> dict[str, 
         **({"envFrom": [{"secretRef": {"name": secret.name}}]} if secret else {}),
         **_engine_probes(spec.rollout.startup_timeout.seconds),
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-c", _drain(pool)]}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": _engine_resources(variant),
         "securityContext": _container_security(),
         "volumeMounts": _engine_mounts(pool, variant),

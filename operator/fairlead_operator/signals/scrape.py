@@ -12,6 +12,7 @@ import msgspec
 from fairlead_operator.clock import Clock
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.errors import ApiError
+from fairlead_operator.http_body import read_body
 from fairlead_operator.kube.tokens import TokenSource
 from fairlead_router.contract import AUDIENCE_SIGNALS, Signals
 
@@ -81,7 +82,7 @@ class Scraper:
             if response.status != 200:  # noqa: PLR2004 - HTTP's own number
                 log.debug("%s answered %d", url, response.status)
                 return None
-            return _DECODER.decode(await response.content.read(MAX_BYTES))
+            return _DECODER.decode(await read_body(response, MAX_BYTES))
 
 
 def _host(address: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import BudgetCondition, CostBudget, Reason
+from fairlead_operator.decide.budgets import UNCOUNTABLE
 from fairlead_operator.decide.facts import time_text
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.status.conditions import Finding, accepted, all_true, merge
@@ -13,6 +14,7 @@ from fairlead_router.contract import KeySpend, SpendAnswer
 
 LEDGER_SILENT_S = 15
 POOLS_SHOWN = 3
+NO_ROUTERS = "No router is ready, so nothing is served and nothing spent. See kubectl get pods of the gateway."
 _LEDGER_FIELDS = (
     "limit",
     "window",
@@ -44,11 +46,17 @@ class BudgetView:
         """Whether the figures are of now."""
         return self.spend is not None and self.ledger_silent_s <= LEDGER_SILENT_S
 
+    @property
+    def counted(self) -> bool:
+        """Whether ledger and routers are told of it at all."""
+        return not any(problem.reason in UNCOUNTABLE for problem in self.problems)
+
 
 def costbudget_status(view: BudgetView, old: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """The whole status; without an answer of the ledger the figures stay, and the conditions say that they are old."""
     generation = view.budget.metadata.generation
-    figures = {key: old[key] for key in _LEDGER_FIELDS if key in old} if view.spend is None else _figures(view.spend)
+    kept = {key: old[key] for key in _LEDGER_FIELDS if key in old} if view.counted else {}
+    figures = kept if view.spend is None or not view.counted else _figures(view.spend)
     return {
         "conditions": merge(old.get("conditions") or (), findings(view), now_ms, generation),
         "observedGeneration": generation,
@@ -79,12 +87,17 @@ def enforced_finding(view: BudgetView) -> Finding:
     if view.budget.spec.enforcement == "Audit":
         text = "enforcement is Audit: requests above the limit are counted, reported and let pass."
         return Finding(kind, "False", Reason.AUDIT, text)
+    if not view.counted:
+        return Finding(kind, "False", Reason.NOT_ACCEPTED, "It is not counted and refuses nobody: see Accepted.")
     if not view.ledger_answers:
         return Finding(kind, "False", Reason.LEDGER_UNREACHABLE, _silent_text(view))
     if total == 0:
-        return Finding(kind, "False", Reason.NO_ROUTERS, "No router is ready, so nothing is served and nothing spent.")
+        return Finding(kind, "False", Reason.NO_ROUTERS, NO_ROUTERS)
     if have < total:
-        text = f"{have} of {total} routers have confirmed generation {view.budget.metadata.generation}."
+        text = (
+            f"{have} of {total} routers have confirmed generation {view.budget.metadata.generation}; the others count "
+            "what they had. If it stays so, see the routers' logs."
+        )
         return Finding(kind, "False", Reason.ROUTERS_LAGGING, text)
     return Finding(kind, "True", Reason.ENFORCED, f"All {total} routers hold their callers to it.")
 
@@ -92,6 +105,8 @@ def enforced_finding(view: BudgetView) -> Finding:
 def within_finding(view: BudgetView) -> Finding:
     """Whether no account of the budget has used up its limit."""
     kind, spend = BudgetCondition.WITHIN_BUDGET, view.spend
+    if not view.counted:
+        return Finding(kind, "Unknown", Reason.NOT_ACCEPTED, "It is not counted: see Accepted.")
     if spend is None:
         return Finding(kind, "Unknown", Reason.LEDGER_UNREACHABLE, _silent_text(view))
     limit = spend.limit + spend.extra
@@ -136,7 +151,7 @@ def _figures(spend: SpendAnswer) -> dict[str, Any]:
         "reserved": _amount(fullest.reserved, spend),
         "unreconciled": _amount(fullest.unreconciled, spend),
         "remaining": _amount(limit - spent - fullest.reserved, spend),
-        "usedPercent": used_percent(spent, limit),
+        "usedPercent": used_percent(_taken(spend, fullest), limit),
         "activeAction": spend.action,
         "allowances": {
             "total": spend.keys_total,
@@ -175,6 +190,12 @@ def _fullest(spend: SpendAnswer) -> KeySpend:
     )
 
 
+def _taken(spend: SpendAnswer, key: KeySpend) -> int:
+    """What is spent; while requests are refused, with what routers hold: it is refused because that is not free."""
+    held = max(key.leased, key.reserved) if spend.action == "Reject" else 0
+    return _spent(key) + held
+
+
 def _spent(key: KeySpend) -> int:
     return key.charged + key.unreconciled
 
@@ -197,5 +218,5 @@ def _silent_text(view: BudgetView) -> str:
     age = format_duration(max(0, view.ledger_silent_s) * 1000)
     return (
         f"The ledger has not answered for {age}. Routers spend what they hold on lease, then answer 503 "
-        "ledger_unreachable. The figures are the last known ones."
+        "ledger_unreachable. The figures are the last known ones. See the log of Deployment fairlead-ledger."
     )

@@ -1,13 +1,13 @@
 """Events: one for each change, in the words of the conditions."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fairlead_operator.api.v1alpha1 import BudgetCondition, EventReason, PolicyCondition, PoolCondition, Reason
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.problems import Problem
-from fairlead_operator.decide.replicas import Decision, change_text, cost_text
+from fairlead_operator.decide.replicas import Decision, change_text, cost_text, price_text
 from fairlead_operator.decide.variants import VariantOption
 from fairlead_operator.status.conditions import find
 from fairlead_operator.status.pods import pod_text
@@ -16,12 +16,16 @@ from fairlead_operator.units import format_duration
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to an object; ``key`` tells apart what may happen to it at the same time."""
+    """Something that happened to an object; ``key`` tells apart what may happen to it at the same time.
+
+    ``fields`` are its numbers for the log line.
+    """
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
     key: str = ""
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 def scaled(decision: Decision, options: tuple[VariantOption, ...]) -> Event | None:
@@ -32,13 +36,29 @@ def scaled(decision: Decision, options: tuple[VariantOption, ...]) -> Event | No
     change = f" ({change_text(decision.counts, options)})" if len(options) > 1 else ""
     count = f"{decision.current} to {decision.replicas} replicas{change}"
     text = f"{count}, {cost_text(decision)}: {decision.because}"
-    return Event("Normal", EventReason.SCALED_UP if up else EventReason.SCALED_DOWN, text)
+    reason = EventReason.SCALED_UP if up else EventReason.SCALED_DOWN
+    return Event("Normal", reason, text, fields=_scaled_fields(decision))
+
+
+def _scaled_fields(decision: Decision) -> dict[str, object]:
+    before, after = decision.cost_per_hour_before, decision.cost_per_hour_after
+    return {
+        "from": decision.current,
+        "to": decision.replicas,
+        "wanted": decision.wanted,
+        "set": ",".join(f"{name}:{count}" for name, count in decision.counts if count),
+        "usd_h_from": None if before is None else price_text(before),
+        "usd_h_to": None if after is None else price_text(after),
+        "cause": str(decision.reason),
+        "bound_by": str(decision.bound_by) or None,
+    }
 
 
 def replica_ready(pod: PodFact, start_ms: int) -> Event:
     """A pod that takes requests from now on, and how long its start took."""
     took = format_duration(max(0, start_ms) // 1000 * 1000)
-    return Event("Normal", EventReason.REPLICA_READY, f"{pod.name} is ready after {took}", pod.name)
+    text, fields = f"{pod.name} is ready after {took}", {"pod": pod.key, "start_ms": start_ms}
+    return Event("Normal", EventReason.REPLICA_READY, text, pod.name, fields)
 
 
 def warnings_of(problems: Iterable[Problem]) -> tuple[Event, ...]:
@@ -47,11 +67,14 @@ def warnings_of(problems: Iterable[Problem]) -> tuple[Event, ...]:
 
 
 def events_of_pods(pods: Iterable[PodFact]) -> tuple[Event, ...]:
-    """Pods that cannot start, each with its cause; told once while the cause stays the same."""
+    """Pods that cannot start: of each variant and kind of trouble the first one, so that many pods tell it once."""
+    first: dict[str, PodFact] = {}
+    for pod in sorted(pods, key=lambda one: one.name):
+        if pod.trouble is not None and not pod.terminating:
+            first.setdefault(f"{pod.variant}/{pod.trouble.kind}", pod)
     return tuple(
-        Event("Warning", EventReason.REPLICA_TROUBLED, pod_text(pod), f"{pod.variant}/{pod.trouble.kind}")
-        for pod in pods
-        if pod.trouble is not None and not pod.terminating
+        Event("Warning", EventReason.REPLICA_TROUBLED, pod_text(pod), key, {"pod": pod.key})
+        for key, pod in first.items()
     )
 
 
@@ -97,7 +120,9 @@ def _action_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Even
     where = f" by {new['fullest']}" if new.get("fullest") else ""
     until = f"; requests that do not fit are refused until {new['window']['end']}" if now == "Reject" else ""
     kind: Literal["Normal", "Warning"] = "Warning" if now == "Reject" else "Normal"
-    return (Event(kind, EventReason.BUDGET_ACTION, f"{before} to {now}: {spent}{where}{until}"),)
+    figures = {name: new.get(name) for name in ("spent", "limit", "usedPercent", "fullest")}
+    fields = {"from": before, "to": now, **figures}
+    return (Event(kind, EventReason.BUDGET_ACTION, f"{before} to {now}: {spent}{where}{until}", fields=fields),)
 
 
 def _rollout_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:

@@ -21,6 +21,8 @@ SCALING_SHOWN = 5
 NANO_PER_PICO_MILLION = 1000
 """Pico-USD for a token are micro-USD for a million tokens."""
 WINDOW = "5m"
+LONGEST_LATENCY_MS = 99_999_000
+"""What a router reports is shown as a duration of at most five digits, whatever it reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class PoolView:
     """Everything that a pool's status is made from.
 
     ``prices``, ``plans`` and ``deployments`` are by variant; ``pods`` are the pool's live ones. Latencies are 0 and
-    ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``refused_callers`` says how many USD budgets refuse the
-    pool while it has no price.
+    ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``seeded`` says that the price list has all that a rate
+    card is cut from; without a ``card`` it is then the ledger that has none yet.
     """
 
     pool: ModelPool
@@ -41,6 +43,7 @@ class PoolView:
     plans: Mapping[str, TemplatePlan] = field(default_factory=dict)
     deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     card: PoolCard | None = None
+    seeded: bool = False
     cold_start_ms: int = 0
     cost_per_thousand: int | None = None
     ttft_ms: int = 0
@@ -174,11 +177,13 @@ def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
         waiting = view.load.waiting + view.load.held
         waits = f" {waiting} {'request waits' if waiting == 1 else 'requests wait'}." if waiting else ""
         field = "autoscaling.maxReplicas" if decision.bound_by == Reason.MAX_REPLICAS else "variants[].maxReplicas"
-        text = f"Wants {decision.wanted} replicas, {field} allows {decision.replicas}.{waits} Raise it to serve them."
+        wanted = f"Wants {decision.wanted} {_replica_word(decision.wanted)}"
+        text = f"{wanted}, {field} allows {decision.replicas}.{waits} Raise it to serve them."
         return Finding(PoolCondition.SCALING_LIMITED, "True", decision.bound_by, text)
     unplaced = [pod for pod in view.pods if pod.trouble is not None and pod.trouble.kind == "Pending"]
     if unplaced:
-        text = f"Wants {decision.replicas} replicas, has {view.ready}: {trouble_text(unplaced, now_ms)}"
+        wanted = f"Wants {decision.replicas} {_replica_word(decision.replicas)}, has {view.ready}"
+        text = f"{wanted}: {trouble_text(unplaced, now_ms)} Add such a node, or lower the number of replicas."
         return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, text)
     text = f"{decision.replicas} {_replica_word(decision.replicas)} wanted, nothing limits it."
     return Finding(PoolCondition.SCALING_LIMITED, "False", Reason.NOT_LIMITED, text)
@@ -190,6 +195,9 @@ def price_known_finding(view: PoolView) -> Finding:
     if missing:
         text = f"{' '.join(missing)} USD budgets refuse it. Add it to prices.accelerators in the chart's values."
         return Finding(PoolCondition.PRICE_KNOWN, "False", Reason.NO_PRICE, text)
+    if view.card is None and view.seeded:
+        text = "The ledger has not taken the pool's rate card yet. USD budgets refuse it until then."
+        return Finding(PoolCondition.PRICE_KNOWN, "False", Reason.LEDGER_UNREACHABLE, text)
     if view.card is None:
         text = (
             "The chart's rateCard.seeds have no entry for this hardware and no default, so its tokens have no price. "
@@ -229,9 +237,11 @@ def _zero_text(view: PoolView) -> str:
 
 
 def _cost_per_hour(view: PoolView) -> int | None:
-    """What the pods that exist cost; ``None`` when one of them has no price."""
+    """What the pods that hold a node cost, those that end too; ``None`` when one of them has no price."""
     total = 0
     for pod in view.pods:
+        if not pod.node:
+            continue
         price = view.prices.get(pod.variant)
         if price is None or price.replica is None:
             return None
@@ -244,9 +254,13 @@ def _service(view: PoolView) -> dict[str, Any]:
     return {
         "window": WINDOW,
         **({"queueDepth": waiting} if view.load.complete else {}),
-        **_present("timeToFirstToken", format_latency(view.ttft_ms) if view.ttft_ms else None),
-        **_present("timePerOutputToken", format_latency(view.tpot_ms) if view.tpot_ms else None),
+        **_present("timeToFirstToken", _latency(view.ttft_ms)),
+        **_present("timePerOutputToken", _latency(view.tpot_ms)),
     }
+
+
+def _latency(ms: int) -> str | None:
+    return format_latency(min(ms, LONGEST_LATENCY_MS)) if ms > 0 else None
 
 
 def _rate(card: PoolCard | None, old: Mapping[str, Any], now_ms: int) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def trouble_text(pods: Sequence[PodFact], now_ms: int) -> str:
     if troubled:
         shown = " ".join(pod_text(pod) for pod in troubled[:PODS_SHOWN])
         more = len(troubled) - PODS_SHOWN
-        return f"{shown} ({more} more pods)" if more > 0 else shown
+        return f"{shown} ({more} more {'pod' if more == 1 else 'pods'})" if more > 0 else shown
     ages = [now_ms - pod.started_ms for pod in waiting if pod.started_ms is not None]
     if not ages:
         return ""

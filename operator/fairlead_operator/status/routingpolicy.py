@@ -75,7 +75,8 @@ def programmed_finding(view: PolicyView) -> Finding:
         text = "No router is ready that could serve the policy. See kubectl get pods of the gateway."
         return Finding(PolicyCondition.PROGRAMMED, "False", Reason.NO_ROUTERS, text)
     if have < total:
-        text = f"{have} of {total} routers have confirmed generation {generation}; the others serve what they had."
+        text = f"{have} of {total} routers have confirmed generation {generation}; the others serve what they had. "
+        text += "If it stays so, see the routers' logs."
         return Finding(PolicyCondition.PROGRAMMED, "False", Reason.ROUTERS_LAGGING, text)
     text = f"All {total} routers have confirmed generation {generation}."
     return Finding(PolicyCondition.PROGRAMMED, "True", Reason.PROGRAMMED, text)

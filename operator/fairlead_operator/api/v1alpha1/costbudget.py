@@ -147,7 +147,7 @@ class CostBudgetStatus(Status):
     remaining: Amount | None = None
     """What is left of the limit."""
     used_percent: UsedPercent | None = None
-    """Share of the limit that is spent, rounded down."""
+    """Share of the limit that is spent, rounded down; while Reject is active, what routers hold counts as well."""
     active_action: Word | None = None
     """What the budget does now: None, Alert or Reject."""
     allowances: Allowances | None = None

@@ -15,10 +15,12 @@ class Reason(StrEnum):
     MODEL_NAME_CONFLICT = "ModelNameConflict"
     NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed"
     UNKNOWN_TIME_ZONE = "UnknownTimeZone"
+    LIMIT_TOO_LARGE = "LimitTooLarge"
+    NAME_CONFLICT = "NameConflict"
+    FORBIDDEN = "Forbidden"
     # Ready
     READY = "Ready"
     NOT_ACCEPTED = "NotAccepted"
-    NOT_AVAILABLE = "NotAvailable"
     # Available
     REPLICAS_READY = "ReplicasReady"
     REPLICAS_MISSING = "ReplicasMissing"
@@ -46,7 +48,6 @@ class Reason(StrEnum):
     # ResolvedRefs, Programmed
     RESOLVED = "Resolved"
     POOL_NOT_FOUND = "PoolNotFound"
-    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 the name of a reason
     CONTEXT_TOO_LONG = "ContextTooLong"
     CONTEXT_UNKNOWN = "ContextUnknown"
     PROGRAMMED = "Programmed"
@@ -82,9 +83,7 @@ class EventReason(StrEnum):
     REPLICA_TROUBLED = "ReplicaTroubled"
     ROLLOUT_STARTED = "RolloutStarted"
     ROLLOUT_FINISHED = "RolloutFinished"
-    NOT_ACCEPTED = "NotAccepted"
     PRICE_UNKNOWN = "PriceUnknown"
     UNKNOWN_QUANTIZATION = "UnknownQuantization"
     BUDGET_ACTION = "BudgetAction"
-    MODEL_NAME_CONFLICT = "ModelNameConflict"
     LEDGER_UNREACHABLE = "LedgerUnreachable"

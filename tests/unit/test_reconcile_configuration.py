@@ -1,0 +1,96 @@
+"""No object that a user may write keeps the routers, or the ledger, from what all the others need."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from fairlead_operator.kube.cluster import Snapshot
+from fairlead_operator.reconcile.budgets import wanted_budgets
+from fairlead_operator.reconcile.configuration import (
+    COLD_START,
+    CONTEXT,
+    Picture,
+    compile_all,
+)
+from fairlead_operator.render.router_config import PolicyInput, ReleaseInput, compile_config
+from fairlead_operator.settings import read_settings
+from fairlead_router.contract import PutBudgets, RouterConfig
+from fairlead_router.policy import build_index
+from tests.builders.resources import BudgetBuilder, PoolBuilder, make_budget, make_policy, make_pool
+
+GOOD = make_budget("good")
+
+
+def picture(pool: PoolBuilder, *budgets: BudgetBuilder, **annotations: str) -> Picture:
+    notes = {CONTEXT: annotations.get("context", ""), COLD_START: annotations.get("cold_start", "")}
+    children = {("Deployment", "ai-platform", "chat-l40s"): {"metadata": {"annotations": notes}}}
+    policy, parsed = make_policy("chat").parsed(), [one.parsed() for one in budgets]
+    snapshot = Snapshot(
+        pools={"ai-platform/chat": pool.parsed()},
+        policies={policy.key: policy},
+        budgets={one.key: one for one in parsed},
+        namespaces={"ai-platform": {}, "team-a": {}},
+        children=children,
+    )
+    return compile_all(snapshot, read_settings({}))
+
+
+def compiled(made: Picture) -> RouterConfig:
+    """The configuration, as routers take it."""
+    policies = [PolicyInput(policy, made.callers[key]) for key, policy in made.snapshot.policies.items()]
+    config = compile_config(list(made.inputs.values()), policies, made.countable, ReleaseInput()).config
+    build_index(config)
+    return config
+
+
+def chat() -> PoolBuilder:
+    return make_pool("chat").variant("l40s")
+
+
+def rate(**fields: Any) -> dict[str, Any]:
+    usual = dict.fromkeys(("promptPerMillionTokens", "cachedPromptPerMillionTokens", "outputPerMillionTokens"), "0.1")
+    return {"version": 3, "source": "Seed", **usual, **fields}
+
+
+@pytest.mark.parametrize("text", ["²", "9" * 30, "9" * 5000, "-1", "1e9", "１２", " 7"])
+def test_an_annotation_that_somebody_wrote_is_no_measurement(text: str) -> None:
+    (pool,) = compiled(picture(chat(), context=text, cold_start=text)).pools
+    assert (pool.max_context_tokens, pool.cold_start_s) == (0, 120)
+
+
+def test_what_the_leader_measured_is_taken_from_the_annotations() -> None:
+    (pool,) = compiled(picture(chat(), context="8192", cold_start="91000")).pools
+    assert (pool.max_context_tokens, pool.cold_start_s) == (8192, 91)
+
+
+@pytest.mark.parametrize("text", ["-1.0", "1.1234567", "007", "123456789012345678"])
+def test_a_rate_that_somebody_wrote_into_a_status_leaves_the_pool_without_a_price(text: str) -> None:
+    broken = chat().status(rate=rate(outputPerMillionTokens=text))
+    assert compiled(picture(broken)).pools[0].card is None
+
+
+def test_the_largest_rate_that_can_be_written_still_fits_the_message() -> None:
+    (pool,) = compiled(picture(chat().status(rate=rate(outputPerMillionTokens="999999999999.999999")))).pools
+    assert pool.card is not None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        make_budget("huge").limit("999999999999"),
+        make_budget("many").limit(999_999_999_999),
+        make_budget("lost").spec(limit={**GOOD.obj()["spec"]["limit"], "timeZone": "Mars/Olympus"}),
+    ],
+)
+def test_a_budget_that_cannot_be_counted_keeps_no_other_from_the_ledger_and_the_routers(bad: BudgetBuilder) -> None:
+    made = picture(chat(), GOOD, bad)
+    message = PutBudgets(version=(1, 1), budgets=wanted_budgets(made))
+    assert [one.name for one in msgspec.json.decode(msgspec.json.encode(message), type=PutBudgets).budgets] == ["good"]
+    assert [one.name for one in compiled(made).budgets] == ["good"]
+    assert made.refused[bad.parsed().key]
+
+
+def test_the_largest_budget_is_counted() -> None:
+    made = picture(chat(), make_budget("large").limit(1_152_921_504))
+    assert [one.budget.name for one in made.countable] == ["large"]

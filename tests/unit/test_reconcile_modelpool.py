@@ -1,0 +1,234 @@
+"""One pool's reconcile: what it writes and tells, what it remembers and forgets, and what refuses it."""
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client import generate_latest
+
+from fairlead_operator.config_feed import ConfigFeed
+from fairlead_operator.decide.facts import pod_fact, time_text
+from fairlead_operator.errors import ApiError, LedgerError
+from fairlead_operator.kube.api import Api
+from fairlead_operator.kube.cluster import Cluster, Snapshot
+from fairlead_operator.kube.events import Recorder
+from fairlead_operator.kube.queue import Key, WorkQueue
+from fairlead_operator.ledger_client import LedgerClient
+from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.reconcile.books import Books
+from fairlead_operator.reconcile.children import Children
+from fairlead_operator.reconcile.configuration import Compiler
+from fairlead_operator.reconcile.context import Context
+from fairlead_operator.reconcile.modelpool import PoolReconciler
+from fairlead_operator.reconcile.statuses import Statuses
+from fairlead_operator.settings import read_settings
+from fairlead_operator.signals.scrape import Scraper
+from fairlead_operator.telemetry import Telemetry
+from fairlead_router.contract import PutCards
+from tests.builders.decisions import NOW, pod_object
+from tests.builders.resources import PoolBuilder, make_pool
+from tests.fakes.api_server import FakeApiServer, Fault
+from tests.fakes.clock import FakeClock
+
+KEY = Key("ModelPool", "ai-platform", "chat-8b")
+PRICES = """
+accelerators: [{resourceName: nvidia.com/gpu, perHour: "2.95", effectiveFrom: "2026-01-01", source: c}]
+rateCard:
+  seeds: {default: {promptTokensPerSecond: 1000, cachedTokensPerSecond: 10000, outputTokensPerSecond: 100}}
+"""
+
+
+class Tokens:
+    async def token(self, audience: str) -> str:
+        return audience
+
+
+class View(Cluster):
+    """What a test lets the operator see: the pool and its children as the server has them, and these pods."""
+
+    def __init__(self, server: FakeApiServer) -> None:
+        self._server = server
+        self.pods: list[dict[str, Any]] = []
+        self.builder: PoolBuilder | None = make_pool("chat-8b").variant("h100").autoscaling(8)
+
+    def snapshot(self) -> Snapshot:
+        if self.builder is None:
+            return Snapshot()
+        raw = self._server.get("modelpools", "ai-platform", "chat-8b") or self.builder.obj()
+        live = self._server.get("deployments", "ai-platform", "chat-8b-h100")
+        return Snapshot(
+            pools={"ai-platform/chat-8b": self.builder.parsed()},
+            raw={KEY: raw},
+            pods=tuple(pod_fact(body) for body in self.pods),
+            created_ms={f"ai-platform/{one['metadata']['name']}": one["created"] for one in self.pods},
+            children={} if live is None else {("Deployment", "ai-platform", "chat-8b-h100"): live},
+        )
+
+
+class Ledger(LedgerClient):
+    def __init__(self) -> None:
+        self.answers = True
+
+    async def put_cards(self, cards: PutCards) -> None:
+        assert cards.cards
+        if not self.answers:
+            raise LedgerError("PUT cards", "no answer")
+
+
+class Desk:
+    def __init__(self, server: FakeApiServer, session: aiohttp.ClientSession, folder: Path) -> None:
+        self.server, self.clock, self.view, self.ledger = server, FakeClock(NOW), View(server), Ledger()
+        api, settings, feed = Api(session, server.url), read_settings({}), ConfigFeed((), "fairlead")
+        prices = folder / "prices.yaml"
+        prices.write_text(PRICES, encoding="utf-8")
+        self.context = Context(
+            api=api,
+            cluster=self.view,
+            compiler=Compiler(self.view, feed, settings, tuple),
+            feed=feed,
+            scraper=Scraper(session, Tokens(), self.clock),
+            prices=PriceFile(prices),
+            ledger=self.ledger,
+            books=Books(cards_known=True),
+            children=Children(api),
+            statuses=Statuses(api, self.clock),
+            recorder=Recorder(api, "operator-0", self.clock),
+            queue=WorkQueue(self.clock, random.Random(1)),  # noqa: S311 - spreads retries
+            telemetry=Telemetry(Snapshot, dict, lambda: True, self.clock.now_ms),
+            settings=settings,
+            clock=self.clock,
+        )
+        self.reconcile = PoolReconciler(self.context)
+
+    def has_pod(self, name: str, created_ms: int, ready_ms: int) -> None:
+        body = pod_object(name)
+        body["status"]["conditions"][1]["lastTransitionTime"] = time_text(ready_ms)
+        self.view.pods.append({**body, "created": created_ms})
+
+    def condition(self, kind: str) -> tuple[str, str, str]:
+        raw = self.server.get("modelpools", "ai-platform", "chat-8b")
+        assert raw is not None
+        found = next(one for one in raw["status"]["conditions"] if one["type"] == kind)
+        return found["status"], found["reason"], found["message"]
+
+    @property
+    def events(self) -> list[str]:
+        return [body["reason"] for place, body in self.server._objects.items() if place[0] == "events"]
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with FakeApiServer().running() as server, aiohttp.ClientSession() as session:
+        desk = Desk(server, session, tmp_path)
+        assert desk.view.builder is not None
+        await server.put("modelpools", desk.view.builder.obj())
+        yield desk
+
+
+async def test_a_new_pool_starts_at_its_minimum_and_says_only_that(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    deployment = desk.server.get("deployments", "ai-platform", "chat-8b-h100")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 1
+    raw = desk.server.get("modelpools", "ai-platform", "chat-8b")
+    assert raw is not None
+    assert raw["status"]["scaling"][0]["message"] == "The minimum is 1 (autoscaling.minReplicas)."
+    notes = [body["note"] for place, body in desk.server._objects.items() if place[0] == "events"]
+    assert "0 to 1 replicas, 0.00 to 2.95 USD/h: the minimum is 1 (autoscaling.minReplicas)" in notes
+
+
+async def test_a_new_leader_neither_tells_nor_measures_the_starts_of_before(desk: Desk) -> None:
+    desk.has_pod("old", NOW - 3_600_000, NOW - 3_500_000)
+    desk.has_pod("flapped", NOW - 259_200_000, NOW - 60_000)
+    await desk.reconcile(KEY)
+    assert "ReplicaReady" not in desk.events
+    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == ()
+
+
+async def test_a_start_that_was_watched_is_told_and_measured_once(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    await desk.clock.advance(100)
+    desk.has_pod("new", NOW, NOW + 90_000)
+    desk.has_pod("begun-before", NOW - 50_000, NOW + 90_000)
+    for _ in range(2):
+        await desk.reconcile(KEY)
+    assert desk.events.count("ReplicaReady") == 2
+    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == (90_000,)
+
+
+async def test_a_start_that_took_no_time_is_still_known_to_the_next_leader(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    desk.has_pod("new", NOW, NOW)
+    await desk.reconcile(KEY)
+    before = desk.server.get("deployments", "ai-platform", "chat-8b-h100")
+    assert before is not None
+    assert before["metadata"]["annotations"]["fairlead.dev/cold-start-ms"] == "5000"
+    desk.context.books.close_pool("ai-platform/chat-8b")
+    await desk.clock.advance(5)
+    await desk.reconcile(KEY)
+    assert desk.server.get("deployments", "ai-platform", "chat-8b-h100") == before
+
+
+async def test_a_deleted_pool_is_forgotten_everywhere(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    context = desk.context
+    assert b"fairlead_scale_decisions_total{" in _metrics(context)
+    desk.view.builder = None
+    await desk.reconcile(KEY)
+    assert b"fairlead_scale_decisions_total{" not in _metrics(context)
+    assert not context.books.pools
+    assert not context.children._applied
+    assert not context.statuses._written
+
+
+async def test_a_name_that_is_taken_is_a_condition_and_no_replica_is_claimed(desk: Desk) -> None:
+    body = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}}
+    await desk.server.put("deployments", {**body, "metadata": {"name": "chat-8b-h100", "namespace": "ai-platform"}})
+    await desk.reconcile(KEY)
+    status, reason, message = desk.condition("Accepted")
+    assert (status, reason) == ("False", "NameConflict")
+    assert "Rename the pool or the variant" in message
+    assert "ScaledUp" not in desk.events
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "part"),
+    [(403, "Forbidden", "Grant it to ServiceAccount fairlead-operator"), (422, "InvalidPodTemplate", "refuses")],
+)
+async def test_what_the_api_server_refuses_is_a_condition(desk: Desk, code: int, reason: str, part: str) -> None:
+    desk.server.faults.append(Fault("PATCH", "deployments", code))
+    await desk.reconcile(KEY)
+    status, found, message = desk.condition("Accepted")
+    assert (status, found) == ("False", reason)
+    assert part in message
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[0] == "True"
+
+
+async def test_an_answer_500_is_the_pod_templates_fault_only_where_there_is_one(desk: Desk) -> None:
+    desk.server.faults.append(Fault("PATCH", "deployments", 500))
+    with pytest.raises(ApiError):
+        await desk.reconcile(KEY)
+    assert desk.view.builder is not None
+    desk.view.builder = desk.view.builder.pod_template(spec={"priorityClassName": "high"})
+    desk.server.faults.append(Fault("PATCH", "deployments", 500))
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[1] == "InvalidPodTemplate"
+
+
+async def test_a_card_that_the_ledger_has_not_taken_does_not_count_and_blames_no_seeds(desk: Desk) -> None:
+    desk.ledger.answers = False
+    await desk.reconcile(KEY)
+    status, reason, message = desk.condition("PriceKnown")
+    assert (status, reason) == ("False", "LedgerUnreachable")
+    assert "seeds" not in message
+    desk.ledger.answers = True
+    await desk.reconcile(KEY)
+    assert desk.condition("PriceKnown")[:2] == ("True", "Priced")
+
+
+def _metrics(context: Context) -> bytes:
+    return generate_latest(context.telemetry.registry)
