@@ -19,6 +19,8 @@ from fairlead_router.contract import AccountAnswer, Holding, LedgerBudget, SyncA
 TTL_MS = 300_000
 BUSY_SYNC_MS = 1_000
 IDLE_SYNC_MS = 5_000
+SHARES = 8
+"""A lease is sized at most at an eighth of what is available for each holder (the routers' sizing rule)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +225,15 @@ def _entry(row: Any, held: Row | None, now: int) -> Entry:
 
 
 def _urgent(entry: Entry, outcome: Outcome, now: int) -> bool:
-    """Whether the session holds free money of an account that runs low, which others may soon wait for."""
+    """Whether the session holds free money that others may wait for before it would speak by itself.
+
+    That is so when the account runs low, and when the session holds more than a lease would be sized at now: others
+    can then use up the rest while it is idle, and their requests wait no longer than two seconds.
+    """
     free = outcome.row.out - outcome.row.reserved if outcome.row else 0
     account = outcome.account
-    return free > 0 and (account.held * 5 >= entry.cap * 4 or escrow.recalling(account, now))
+    over_its_share = free * SHARES * (account.holders + 1) > entry.cap - account.held
+    return free > 0 and (account.held * 5 >= entry.cap * 4 or over_its_share or escrow.recalling(account, now))
 
 
 def _account_answer(entry: Entry, outcome: Outcome, asked_key: str | None, now: int) -> AccountAnswer:
