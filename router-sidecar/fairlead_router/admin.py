@@ -14,9 +14,10 @@ from fairlead_router.config import Configuration
 from fairlead_router.contract import AUDIENCE_SIGNALS
 from fairlead_router.identity import Verifier
 from fairlead_router.server import Client, Request
-from fairlead_router.upstream import fetch, request_head
+from fairlead_router.upstream import Reply, fetch, request_head
 
 HEALTH_TIMEOUT_S: Final = 5.0
+OK: Final = 200
 OPERATOR: Final = "fairlead-operator"
 
 
@@ -105,9 +106,21 @@ class Admin:
         del request
         if not self._router.place.engine:
             return answer(404, b"a gateway has no engine\n", media="text/plain")
-        head = request_head("GET", "/health", "engine", (), 0)
         try:
-            reply = await fetch(self._router.engine_pool(), head, b"", HEALTH_TIMEOUT_S)
+            reply = await _ask_health(self._router)
         except (OSError, TimeoutError) as error:
             return answer(503, f"{str(error) or 'the engine did not answer'}\n".encode(), media="text/plain")
         return answer(reply.status, reply.body, media="text/plain")
+
+
+async def engine_alive(router: Router) -> bool:
+    """Whether the engine in this pod says that it is well."""
+    try:
+        return (await _ask_health(router)).status == OK
+    except (OSError, TimeoutError):
+        return False
+
+
+async def _ask_health(router: Router) -> Reply:
+    head = request_head("GET", "/health", "engine", (), 0)
+    return await fetch(router.engine_pool(), head, b"", HEALTH_TIMEOUT_S)

@@ -185,6 +185,11 @@ class Router:
         self.draining = True
         self.set_endpoints(self._endpoints)
 
+    def resume(self) -> None:
+        """The engine was restarted in this pod: take requests for it again."""
+        self.draining = False
+        self.set_endpoints(self._endpoints)
+
     # --- server.Application ---
 
     def judge(self, request: Request) -> Refusal | None:

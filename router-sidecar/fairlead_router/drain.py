@@ -2,21 +2,35 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 _POLL_S: Final = 0.05
+_ENGINE_POLL_S: Final = 0.5
 
 
 class Drain:
-    """Drains on the first connection. ``begin`` stops new requests, ``running`` counts those at the engine."""
+    """Drains on the first connection. ``begin`` stops new requests, ``running`` counts those at the engine.
+
+    The kubelet also runs the hook before it restarts an engine whose liveness failed. The pod then stays, so once the
+    engine is ``alive`` again after it was gone, ``end`` takes requests anew.
+    """
 
     def __init__(
-        self, begin: Callable[[], None], running: Callable[[], int], timeout_s: float, now: Callable[[], float]
+        self,
+        *,
+        begin: Callable[[], None],
+        end: Callable[[], None],
+        running: Callable[[], int],
+        alive: Callable[[], Awaitable[bool]],
+        timeout_s: float,
+        now: Callable[[], float],
     ) -> None:
         self._begin = begin
+        self._end = end
         self._running = running
+        self._alive = alive
         self._timeout_s = timeout_s
         self._now = now
 
@@ -38,3 +52,7 @@ class Drain:
             writer.write(f"drained {before - self._running()}\n".encode())
             await writer.drain()
         writer.close()
+        for wanted in (False, True):
+            while await self._alive() is not wanted:  # noqa: ASYNC110 - nobody tells us of the engine
+                await asyncio.sleep(_ENGINE_POLL_S)
+        self._end()

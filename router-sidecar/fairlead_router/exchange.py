@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from fairlead_router.app import Router
 
 MAX_TRIES: Final = 3
+MAX_BOUNCES: Final = 30
+"""Times that draining replicas may send a request on: a minute, as each is left alone for two seconds."""
 _FORWARDED: Final = (b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate")
 _DROPPED: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
     b"content-length", b"server", b"x-request-id",
 })  # fmt: skip
 _OURS: Final = b"x-fairlead-"
+_DRAINING: Final = b"draining"
 _TOO_LONG: Final = b"maximum context length"
 OK: Final = 200
 BAD_REQUEST: Final = 400
@@ -64,7 +67,8 @@ class Exchange:
     """One request of a client, answered by this router as its entry."""
 
     __slots__ = (
-        "_answer", "_body", "_call", "_caller", "_card", "_claims", "_client", "_cost", "_first_at", "_fit", "_forward",
+        "_answer", "_body", "_bounces", "_call", "_caller", "_card", "_claims", "_client", "_cost", "_first_at", "_fit",
+        "_forward",
         "_head", "_labels", "_line", "_matches", "_meter", "_parked_at", "_place", "_policy", "_pool", "_replica",
         "_request", "_reservation", "_router", "_sent_at", "_settled", "_size", "_slow", "_stage", "_tried", "_tries",
         "_upsized", "_waited", "_waiter", "_waiting_since",
@@ -92,6 +96,7 @@ class Exchange:
         self._replica: Replica | None = None
         self._tried: tuple[Replica, ...] = ()
         self._tries = 0
+        self._bounces = 0
         self._upsized = False
         self._forward = b""
         self._call: Call | None = None
@@ -366,9 +371,7 @@ class Exchange:
         if head.status == OK:
             self._whole_answer(head, body)
         elif head.status in RETRIED:
-            if not head.get(b"x-fairlead-retry"):
-                self._replica_failed()
-            self._try_again(f"answered {head.status}")
+            self._refused_by_replica(head)
         elif head.status >= SERVER_ERROR:
             self._replica_failed()
             self._upstream_error(f"answered {head.status}")
@@ -376,6 +379,15 @@ class Exchange:
             self._take_larger_route(head, body)
         else:
             self._pass_error(head, body)
+
+    def _refused_by_replica(self, head: Head) -> None:
+        reason = head.get(b"x-fairlead-retry")
+        if reason == _DRAINING and self._bounces < MAX_BOUNCES:
+            self._wait_for_others()
+            return
+        if not reason:
+            self._replica_failed()
+        self._try_again(f"answered {head.status}")
 
     def upstream_failed(self, reason: str, *, stale: bool, late: bool = False) -> None:
         """The answer will not come, or not to its end."""
@@ -454,6 +466,14 @@ class Exchange:
             self._upstream_error(reason)
         else:
             self._find_replica()
+
+    def _wait_for_others(self) -> None:
+        """The replica drains and ran nothing: another one serves, or will soon; until then this is a pool at zero."""
+        assert self._replica is not None  # noqa: S101 - it was sent
+        self._bounces += 1
+        self._replica.leave(self._router.now())
+        self._free_slot()
+        self._find_replica()
 
     def _take_larger_route(self, head: Head, body: bytes) -> None:
         """The estimate was too small: the next larger route, if the budgets give what it costs more."""

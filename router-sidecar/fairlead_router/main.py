@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from fairlead_router.admin import Admin
+from fairlead_router.admin import Admin, engine_alive
 from fairlead_router.app import Place, Router, Times
 from fairlead_router.config import WAIT_S, Configuration, Store, read_files
 from fairlead_router.control import POLL_SLACK_S, LedgerPeer, NoLedger, Peer, Token
@@ -189,7 +189,14 @@ async def _listen_for_drain(parts: Parts) -> asyncio.Server | None:
     if not parts.settings.drain:
         return None
     router = parts.router
-    drain = Drain(router.drain, lambda: router.own_engine.value, parts.settings.drain_timeout_s, router.now)
+    drain = Drain(
+        begin=router.drain,
+        end=router.resume,
+        running=lambda: router.own_engine.value,
+        alive=lambda: engine_alive(router),
+        timeout_s=parts.settings.drain_timeout_s,
+        now=router.now,
+    )
     return await drain.listen(parts.settings.drain)
 
 

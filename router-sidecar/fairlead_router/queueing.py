@@ -135,11 +135,11 @@ class Line:
 
     def update(self, config: PoolConfig, replicas: Iterable[Replica]) -> None:
         """New settings or endpoints."""
-        was_empty = not self.replicas
+        was_empty = self._empty()
         self.config = config
         self.replicas = merged(self.replicas, replicas)
         self._advance()
-        if was_empty != (not self.replicas):
+        if was_empty != self._empty():
             for place in self._places:
                 self._arm(place)
 
@@ -186,7 +186,11 @@ class Line:
         place.timer = asyncio.get_running_loop().call_later(delay, self._time_is_up, place)
 
     def _cold(self, place: Place) -> bool:
-        return not self.replicas or place in self._parked
+        return self._empty() or place in self._parked
+
+    def _empty(self) -> bool:
+        """No replica is there, or all that are there drain."""
+        return all(replica.leaving_until > self._now() for replica in self.replicas)
 
     def _time_is_up(self, place: Place) -> None:
         cold = self._cold(place)

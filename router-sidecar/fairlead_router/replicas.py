@@ -13,6 +13,7 @@ from fairlead_router.upstream import Target
 
 FIRST_EJECTION_S: Final = 1.0
 LONGEST_EJECTION_S: Final = 60.0
+LEAVING_S: Final = 2.0
 _WHOLE: Final = 1 << 30
 _RECOVERED: Final = 64
 """Requests at once from which on a replica counts as well again."""
@@ -31,6 +32,11 @@ class Replica:
     ejected_until: float = 0.0
     allowance: int = _WHOLE
     """How many requests at once it is trusted with."""
+    leaving_until: float = 0.0
+
+    def leave(self, now: float) -> None:
+        """It said that it drains: it counts as gone until the endpoints say so, or it is asked again."""
+        self.leaving_until = now + LEAVING_S
 
     def succeeded(self) -> None:
         """It answered: trust it with twice as much."""
@@ -53,14 +59,15 @@ class Replica:
 def choose(replicas: Sequence[Replica], slots: int, now: float, skip: Iterable[Replica] = ()) -> Replica | None:
     """The replica for the next request; ``None`` when all have their slots full."""
     best: Replica | None = None
-    for replica in replicas:
+    staying = [replica for replica in replicas if replica.leaving_until <= now]
+    for replica in staying:
         room = min(replica.allowance, slots)
         if replica.in_flight >= room or replica.ejected_until > now or replica in skip:
             continue
         if best is None or replica.in_flight < best.in_flight:
             best = replica
-    if best is None and all(replica.ejected_until > now for replica in replicas):
-        return _least_ejected(replicas, slots, skip)
+    if best is None and all(replica.ejected_until > now for replica in staying):
+        return _least_ejected(staying, slots, skip)
     return best
 
 

@@ -90,14 +90,15 @@ def test_a_waiter_recalls_what_others_hold(ledger: SqliteLedger) -> None:
     assert answer.accounts[0].recall
     assert answer.sync_after_ms == 1_000
 
+    assert recalling(ledger.books()[0].account, NOW + 1_999)
+    ledger.now += 2_000
+    assert not one.say(Holding(account=1, granted=700)).accounts[0].recall
+
 
 def test_a_session_that_idles_on_more_than_its_share_is_heard_every_second(ledger: SqliteLedger) -> None:
     idle = Talker(ledger, "idle")
     assert idle.say(asks=(ask(need=5),)).sync_after_ms == 5_000
     assert idle.say(asks=(ask(need=200),)).sync_after_ms == 1_000
-    assert recalling(ledger.books()[0].account, NOW + 1_999)
-    ledger.now += 2_000
-    assert not one.say(Holding(account=1, granted=700)).accounts[0].recall
 
 
 def test_a_lowered_limit_recalls_what_is_leased(ledger: SqliteLedger) -> None:

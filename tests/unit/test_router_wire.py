@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead_router import exchange
 from fairlead_router.app import Place
-from fairlead_router.contract import AUDIENCE_ROUTER
+from fairlead_router.contract import AUDIENCE_ROUTER, Endpoint, Endpoints, PoolEndpoints
 from fairlead_router.server import Limits
 from tests.builders.router import POOL, Station, Wire, chat, post, quick, station, token, until
 from tests.fakes.engine import Behaviour, FakeEngine
@@ -301,6 +302,39 @@ async def test_a_request_goes_through_two_routers_and_only_the_first_one_charges
             answer.headers["x-request-id"],
             stream.headers["x-request-id"],
         }
+
+
+async def test_a_request_that_meets_a_draining_replica_waits_for_the_one_that_comes(
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = str(tmp_path_factory.mktemp("run") / "engine.sock")
+    await engine.start(path)
+    place = Place(pod="ai-platform/chat-8b-h100-x", pool=POOL, engine=path)
+    async with (
+        station(place=place) as old,
+        station(place=place) as new,
+        station(addresses={POOL: (f"127.0.0.1:{old.port}",)}) as entry,
+    ):
+        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER)
+        old.router.drain()
+        asked = asyncio.create_task(entry.ask(chat()))
+        await until(lambda: entry.router.signals("r", ("", ""), 0).pools[0].held == 1, "the held request")
+        both = tuple(
+            Endpoint(pod=f"ai-platform/{s.port}", address=f"127.0.0.1:{s.port}", variant="h100") for s in (old, new)
+        )
+        entry.router.set_endpoints(Endpoints(pools=(PoolEndpoints(pool=POOL, endpoints=both),)))
+        assert (await asked).status == 200
+
+
+async def test_a_replica_that_drains_for_ever_is_not_asked_for_ever(
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "MAX_BOUNCES", 0)
+    path = str(tmp_path_factory.mktemp("run") / "engine.sock")
+    await engine.start(path)
+    place = Place(pod="ai-platform/chat-8b-h100-x", pool=POOL, engine=path)
+    async with station(place=place) as target, station(addresses={POOL: (f"127.0.0.1:{target.port}",)}) as entry:
+        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER)
         target.router.drain()
         refused = await entry.ask(chat())
         assert (refused.status, refused.code) == (502, "upstream_error")
