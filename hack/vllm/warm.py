@@ -7,7 +7,7 @@ about 8 s. The answer is kept by the class's source, so it holds wherever the en
 import os
 from pathlib import Path
 
-from vllm.model_executor.models.registry import ModelRegistry  # type: ignore[import-not-found]  # see above
+from vllm.model_executor.models.registry import ModelRegistry
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 
