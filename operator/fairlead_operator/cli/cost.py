@@ -31,9 +31,12 @@ def parse_since(text: str) -> int:
     Raises:
         ValueError: the text is no such time, or longer than is kept.
     """
-    length = int(text[:-1]) * DAY_MS if _DAYS.fullmatch(text) else parse_duration_ms(text)
+    try:
+        length = int(text[:-1]) * DAY_MS if _DAYS.fullmatch(text) else parse_duration_ms(text)
+    except ValueError:
+        length = 0
     if not 0 < length <= LONGEST_DAYS * DAY_MS:
-        raise ValueError(f"--since {text}: 1ms to {LONGEST_DAYS}d can be asked for")
+        raise ValueError(f"--since {text!r} is no time to look back: write 7d, 24h or 1h30m, {LONGEST_DAYS}d at most")
     return length
 
 
