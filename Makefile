@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo down test check format unit cluster e2e doctor prerequisites lock generate clean bench-ledger bench-router
+.PHONY: help demo down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: .venv/.done prerequisites ## a cluster, vLLM, Fairlead, traffic, budgets: 
 down: .venv/.done ## remove what make demo and make test left running
 	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
 
-test: .venv/.done check unit cluster e2e ## everything that continuous integration runs
+test: .venv/.done check programs unit cluster e2e ## everything that continuous integration runs
 
 check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/ruff format --check .
@@ -52,6 +52,10 @@ e2e: .venv/.done prerequisites ## tests on a real node with real vLLM
 
 doctor: ## name what this machine lacks
 	@python3 hack/cluster doctor
+
+# Helm is one of them: the chart's unit tests skip without it.
+programs: prerequisites
+	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster build; fi
 
 prerequisites:
 	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster doctor --install; fi
