@@ -8,8 +8,6 @@ from typing import Any
 from hack.demo.kube import Kube
 from hack.demo.progress import DemoError, wait_for
 
-START_SECONDS = 120.0
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:

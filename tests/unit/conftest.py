@@ -1,10 +1,12 @@
-"""The event loop that tests run on."""
+"""The event loop that tests run on, and the engines of the router's tests."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvloop
+
+from tests.fakes.engine import FakeEngine
 
 
 def pytest_asyncio_loop_factories(
@@ -15,3 +17,17 @@ def pytest_asyncio_loop_factories(
     if item.path.name.startswith("test_router_"):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    await engine.stop()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hack.cluster.layout import cache_root
 from hack.images import builder, host, recipes
-from hack.images.cache import REPOSITORY, BuildError, alone, cache_root, key_of, remove, whole
+from hack.images.cache import REPOSITORY, BuildError, alone, key_of, remove, whole
 from hack.vllm import environment
 
 OPERATOR = recipes.RECIPES[0]

@@ -1,7 +1,6 @@
 """What is bounded beyond one request: silence of engines, memory of all requests, waiting for a pool that sleeps."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,20 +30,6 @@ from tests.builders.router import (
 from tests.fakes.engine import Behaviour, FakeEngine
 
 SHORT = Patience(first_s=0.1, between_s=0.1)
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
 
 
 def money(at: Station) -> tuple[int, int]:

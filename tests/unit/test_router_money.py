@@ -45,13 +45,6 @@ ONE = 704
 """Nano-USD of one request of the fake engine: 10 × 32 + 4 × 96."""
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
-
-
 async def test_a_request_under_a_budget_is_charged_and_told_what_remains(engine: FakeEngine) -> None:
     config = configuration(budgets=(budget(),))
     async with station(config, {POOL: (await engine.start(),)}, lease={"support/support": 10**9}) as at:

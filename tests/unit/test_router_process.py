@@ -42,13 +42,6 @@ from tests.fakes.engine import Behaviour, FakeEngine
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
-
-
 def free_ports() -> tuple[int, int]:
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0))

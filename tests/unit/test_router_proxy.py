@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -24,20 +23,6 @@ from tests.builders.router import (
     until,
 )
 from tests.fakes.engine import Behaviour, FakeEngine
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
 
 
 def events(body: bytes) -> list[str]:

@@ -1,20 +1,10 @@
 """Connections to endpoints: none is kept that nobody needs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from fairlead_router.upstream import Patience, Upstreams, fetch, request_head, target_of
 from tests.builders.router import chat, until
 from tests.fakes.engine import Behaviour, FakeEngine
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
 
 
 async def test_a_connection_to_an_endpoint_that_is_gone_is_closed_after_its_last_answer(engine: FakeEngine) -> None:

@@ -16,13 +16,6 @@ from tests.fakes.engine import Behaviour, FakeEngine
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[FakeEngine]:
-    engine = FakeEngine()
-    yield engine
-    await engine.stop()
-
-
-@pytest.fixture
 async def at(engine: FakeEngine) -> AsyncIterator[Station]:
     async with station(addresses={POOL: (await engine.start(),)}) as found:
         yield found

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead_operator.ledger.windows import UnknownZoneError, window_after, window_at, zone, zones
+from fairlead_operator.ledger.windows import UnknownZoneError, window_at, zone, zones
 from fairlead_router.contract import Period
 
 PERIODS: tuple[Period, ...] = get_args(Period)
@@ -45,7 +45,7 @@ def assert_partition(instant: int, period: Period, name: str) -> None:
     assert span.start <= instant < span.end
     assert window_at(span.start, period, name) == span
     assert window_at(span.end - 1, period, name) == span
-    assert window_after(span, period, name).start == span.end
+    assert window_at(span.end, period, name).start == span.end
     assert window_at(span.start - 1, period, name).end == span.start
 
 

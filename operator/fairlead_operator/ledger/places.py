@@ -14,8 +14,6 @@ from fairlead_router.contract import OTHER, Ask, LedgerBudget, Window
 
 MAX_KEYS = 10_000
 MAX_WORKFLOWS = 100_000
-KEYED = frozenset({"Caller", "Feature", "Workflow"})
-
 type_of_place = tuple[int, str, str]
 """Window, namespace, key: what an account is."""
 

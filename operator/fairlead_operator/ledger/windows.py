@@ -68,11 +68,6 @@ def window_at(now_ms: int, period: Period, zone_name: str) -> Span:
     return Span(_boundary(first, tz), end, _day_label(first, period))
 
 
-def window_after(span: Span, period: Period, zone_name: str) -> Span:
-    """The window that begins where this one ends."""
-    return window_at(span.end, period, zone_name)
-
-
 def _local(instant_ms: int, tz: ZoneInfo) -> datetime:
     return (EPOCH + timedelta(milliseconds=instant_ms)).astimezone(tz)
 

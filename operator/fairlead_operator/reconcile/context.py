@@ -1,16 +1,17 @@
 """What every reconciler works with."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.signals import STALE_MS, Report, Router
-from fairlead_operator.kube.api import Api
+from fairlead_operator.kube.api import Api, Object
 from fairlead_operator.kube.cluster import Cluster, Snapshot
 from fairlead_operator.kube.events import Recorder
-from fairlead_operator.kube.queue import WorkQueue
+from fairlead_operator.kube.queue import Key, WorkQueue
+from fairlead_operator.kube.resources import Resource
 from fairlead_operator.ledger_client import LedgerClient
 from fairlead_operator.prices.file import PriceFile
 from fairlead_operator.reconcile.books import Books
@@ -19,6 +20,7 @@ from fairlead_operator.reconcile.configuration import Compiler
 from fairlead_operator.reconcile.statuses import Statuses
 from fairlead_operator.settings import Settings
 from fairlead_operator.signals.scrape import Scraper, Target
+from fairlead_operator.status.events import Event
 from fairlead_operator.telemetry import Telemetry
 from fairlead_router.contract import Signals
 
@@ -42,6 +44,18 @@ class Context:
     telemetry: Telemetry
     settings: Settings
     clock: Clock
+
+
+async def publish(
+    context: Context, resource: Resource, raw: Object, status: Mapping[str, object], events: Iterable[Event]
+) -> None:
+    """Tell an object's Events and write its status; what may not be written yet is looked at again in time."""
+    for event in events:
+        await context.recorder.tell(raw, event)
+    again = await context.statuses.write(resource, raw, status)
+    if again:
+        meta = raw["metadata"]
+        context.queue.add_after(Key(resource.kind, meta["namespace"], meta["name"]), again)
 
 
 def routers_of(snapshot: Snapshot, platform: Collection[str]) -> tuple[Router, ...]:

@@ -7,7 +7,7 @@ from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import COST_BUDGETS
 from fairlead_operator.reconcile.configuration import Picture, unpriced
-from fairlead_operator.reconcile.context import Confirmed, Context, confirmations
+from fairlead_operator.reconcile.context import Confirmed, Context, confirmations, publish
 from fairlead_operator.status.costbudget import BudgetView, costbudget_status
 from fairlead_operator.status.events import events_of_costbudget
 from fairlead_router.contract import Signals
@@ -31,12 +31,8 @@ class BudgetReconciler:
         # 2. Decide.
         status = self._status(compiled, budget, raw)
         # 3. Report.
-        old = self._c.statuses.present(raw)
-        for event in events_of_costbudget(old, status):
-            await self._c.recorder.tell(raw, event)
-        again = await self._c.statuses.write(COST_BUDGETS, raw, status)
-        if again:
-            self._c.queue.add_after(key, again)
+        events = events_of_costbudget(self._c.statuses.present(raw), status)
+        await publish(self._c, COST_BUDGETS, raw, status, events)
 
     def _status(self, compiled: Picture, budget: CostBudget, raw: Object) -> Mapping[str, object]:
         routers, now = self._routers(compiled, budget), self._c.clock.now_ms()

@@ -21,7 +21,7 @@ from fairlead_operator.kube.resources import DEPLOYMENTS, MODEL_POOLS
 from fairlead_operator.reconcile.books import Start
 from fairlead_operator.reconcile.children import NameTakenError
 from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, card_in_force, measured
-from fairlead_operator.reconcile.context import Context, routers_of
+from fairlead_operator.reconcile.context import Context, publish, routers_of
 from fairlead_operator.render.deployment import TemplatePlan, deployment, plan_template, validate_pool
 from fairlead_operator.render.objects import deployment_name
 from fairlead_operator.render.pod_template import Images, RenderSettings
@@ -218,11 +218,7 @@ class PoolReconciler:
         status = modelpool_status(self._view(facts, outcome), old, facts.now_ms)
         if outcome.decision.changed:
             self._c.telemetry.decisions.labels(facts.pool.key, outcome.decision.reason).inc()
-        for event in events_of(facts, outcome, old, status):
-            await self._c.recorder.tell(raw, event)
-        again = await self._c.statuses.write(MODEL_POOLS, raw, status)
-        if again:
-            self._c.queue.add_after(Key(MODEL_POOLS.kind, facts.pool.namespace, facts.pool.name), again)
+        await publish(self._c, MODEL_POOLS, raw, status, events_of(facts, outcome, old, status))
 
     def _view(self, facts: Facts, outcome: "Outcome") -> PoolView:
         routers = self._routers(facts.snapshot)

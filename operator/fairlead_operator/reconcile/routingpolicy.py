@@ -7,7 +7,7 @@ from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import ROUTING_POLICIES
 from fairlead_operator.reconcile.configuration import Picture
-from fairlead_operator.reconcile.context import Context, confirmations
+from fairlead_operator.reconcile.context import Context, confirmations, publish
 from fairlead_operator.render.router_config import PoolInput
 from fairlead_operator.status.events import events_of_routingpolicy
 from fairlead_operator.status.routingpolicy import PolicyView, routingpolicy_status
@@ -32,12 +32,8 @@ class PolicyReconciler:
         # 2. Decide.
         status = self._status(compiled, policy, raw)
         # 3. Report.
-        old = self._c.statuses.present(raw)
-        for event in events_of_routingpolicy(old, status):
-            await self._c.recorder.tell(raw, event)
-        again = await self._c.statuses.write(ROUTING_POLICIES, raw, status)
-        if again:
-            self._c.queue.add_after(key, again)
+        events = events_of_routingpolicy(self._c.statuses.present(raw), status)
+        await publish(self._c, ROUTING_POLICIES, raw, status, events)
 
     def _status(self, compiled: Picture, policy: RoutingPolicy, raw: Object) -> Mapping[str, object]:
         places = {*self._c.feed.platform, policy.namespace}
