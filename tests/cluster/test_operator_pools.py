@@ -1,5 +1,6 @@
 """ModelPools on a real API server: what they become, what their status says, and that bad ones harm no other."""
 
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -28,9 +29,10 @@ class Fleet:
         self.cluster.apply(*(_bare(builder.obj(), self.namespace) for builder in builders))
 
     def find(self, kind: str, name: str) -> Any:
-        """The object, or None."""
-        run = self.cluster.kubectl("get", kind, name, "-n", self.namespace, "-o", "name", check=False)
-        return self.get(kind, name) if run.returncode == 0 else None
+        """The object, or None; asked once, as it may go between two questions."""
+        what = (kind, name, "-n", self.namespace, "--ignore-not-found", "--output=json")
+        text = self.cluster.kubectl("get", *what).stdout
+        return json.loads(text) if text.strip() else None
 
     def get(self, kind: str, name: str) -> Any:
         return self.cluster.get(kind, name, "-n", self.namespace)
