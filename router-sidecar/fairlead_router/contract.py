@@ -31,6 +31,8 @@ Enforcement = Literal["Enforce", "Audit"]
 Verdict = Literal["Granted", "Wait", "Exhausted", "Paced", "Recovering", "TooLarge", "None"]
 Attempt = Literal["Primary", "Cascade", "Fallback", "Embedding", "Shadow", "Wasted"]
 Basis = Literal["Usage", "Streamed", "Bound"]
+Priority = Literal["Interactive", "Standard", "Batch"]
+Trouble = Literal["Unavailable", "Saturated", "ScaledToZero", "Downgraded"]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -71,12 +73,20 @@ class WeightedPool(Wire, frozen=True, kw_only=True):
     weight: int = 1
 
 
+class FallbackConfig(Wire, frozen=True, kw_only=True):
+    """A pool that serves a route's requests when its own pools are in one of the troubles of ``when``."""
+
+    pool: str
+    when: tuple[Trouble, ...]
+
+
 class RouteConfig(Wire, frozen=True, kw_only=True):
     """One route of a policy. ``max_context_tokens`` counts prompt + output; 0 = unknown, the route takes nothing."""
 
     name: str
     max_context_tokens: int
     pools: tuple[WeightedPool, ...]
+    fallbacks: tuple[FallbackConfig, ...] = ()
     max_wait_ms: int = 30_000
     max_cold_start_wait_ms: int = 600_000
 
@@ -99,6 +109,8 @@ class PolicyConfig(Wire, frozen=True, kw_only=True):
     """0: ``max_output_tokens``."""
     max_output_tokens: int = 0
     """0: whatever the route's context leaves."""
+    priority: Priority = "Standard"
+    """The highest that a request may have; a header may lower it."""
 
 
 class BudgetConfig(Wire, frozen=True, kw_only=True):
@@ -118,10 +130,31 @@ class BudgetConfig(Wire, frozen=True, kw_only=True):
 
 
 class Issuer(Wire, frozen=True, kw_only=True):
-    """A token issuer: ``iss`` must equal ``issuer``, and the signature fit a key of ``jwks`` (a JWKS document)."""
+    """A token issuer: ``iss`` must equal ``issuer``, and the signature fit a key of ``jwks`` (a JWKS document).
+
+    Without ``namespace_claim`` it is a cluster's, and its tokens are ServiceAccounts' for Fairlead's audiences. With it,
+    it is an OIDC provider's: ``audience`` must be among the token's, and these claims name the caller; its tokens are
+    never good for the control plane.
+    """
 
     issuer: str
     jwks: str
+    audience: str = ""
+    namespace_claim: str = ""
+    name_claim: str = "sub"
+
+
+class ApiKey(Wire, frozen=True, kw_only=True):
+    """An API key of a namespace: ``hash`` is the SHA-256 of the key, in hex; the key itself never travels.
+
+    ``feature`` is charged when the request names none; ``expires_ms`` 0 = never.
+    """
+
+    hash: str
+    namespace: str
+    name: str
+    feature: str = ""
+    expires_ms: int = 0
 
 
 class RouterConfig(Wire, frozen=True, kw_only=True):
@@ -132,6 +165,7 @@ class RouterConfig(Wire, frozen=True, kw_only=True):
     policies: tuple[PolicyConfig, ...] = ()
     budgets: tuple[BudgetConfig, ...] = ()
     issuers: tuple[Issuer, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
     platform_namespaces: tuple[str, ...] = ()
     release_namespace: str = "fairlead"
     unbudgeted_namespaces: Literal["Admit", "Reject"] = "Admit"
