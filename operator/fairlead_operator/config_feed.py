@@ -1,7 +1,7 @@
 """What the routers are told: one configuration for each place that a router can be in, and who waits for the next.
 
 A router in a platform namespace, and the gateway, get everything. A router in a team's namespace gets what that
-namespace needs: its own policies and pools, and the budgets that cover it.
+namespace needs: its own policies, pools and API keys, and the budgets that cover it.
 """
 
 import asyncio
@@ -99,6 +99,11 @@ class ConfigFeed:
         known, present = self._known(namespace, version)
         return known is not None and _budget(known, key) == _budget(present, key)
 
+    def knows_keys(self, namespace: str, version: str) -> bool:
+        """Whether a router in this namespace with this version has the API keys as they are now."""
+        known, present = self._known(namespace, version)
+        return known is not None and known.keys == present.keys
+
     async def answer(self, namespace: str, have: Have, seconds: float) -> ConfigAnswer:
         """What differs from ``have``, as soon as something does; after ``seconds`` whatever is true then."""
         try:
@@ -171,6 +176,7 @@ def scoped(config: RouterConfig, namespace: str) -> Compiled:
         pools=tuple(pool for pool in config.pools if _in(pool.pool, namespace)),
         policies=tuple(policy for policy in config.policies if policy.namespace == namespace),
         budgets=budgets,
+        keys=tuple(key for key in config.keys if key.namespace == namespace),
     )
     return Compiled(part, version_of(part))
 

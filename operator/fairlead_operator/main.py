@@ -28,7 +28,9 @@ from fairlead_operator.kube.session import Login, login, open_session
 from fairlead_operator.kube.tokens import FileTokens, RequestedTokens, TokenSource
 from fairlead_operator.kube.wakeups import Wakeups
 from fairlead_operator.ledger_client import LedgerClient
+from fairlead_operator.oidc import Providers
 from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.reconcile.api_keys import KeyNews
 from fairlead_operator.reconcile.books import Books
 from fairlead_operator.reconcile.budgets import wanted_budgets
 from fairlead_operator.reconcile.children import Children
@@ -80,7 +82,10 @@ class Operator:
         self.cluster = Cluster(api, settings.namespace, self._wake, self._changed, clock)
         self.feed = ConfigFeed(settings.platform_namespaces, settings.namespace)
         self.issuers = Issuers(api, self._changed, clock)
-        self.compiler = Compiler(self.cluster, self.feed, settings, lambda: self.issuers.known)
+        self.providers = Providers(settings.oidc_file, sessions.fleet, self._changed, clock)
+        self.compiler = Compiler(
+            self.cluster, self.feed, settings, lambda: (*self.issuers.known, *self.providers.known)
+        )
         self.election = Election(api, Seat(settings.namespace, FIELD_MANAGER, settings.instance), clock)
         self.election.heard = self.feed.set_budgets_version
         self.wakeups = Wakeups(who, self._wake)
@@ -111,6 +116,7 @@ class Operator:
             ROUTING_POLICIES.kind: PolicyReconciler(self.context),
             COST_BUDGETS.kind: BudgetReconciler(self.context),
         }
+        self._key_news = KeyNews(self.context)
         self._ledger = LedgerSync(self._ledger_parts())
         self._verifier = Verifier(key_source(api), clock)
 
@@ -135,6 +141,7 @@ class Operator:
         return [
             *(asyncio.create_task(run()) for run in self.cluster.tasks()),
             asyncio.create_task(self.issuers.run()),
+            asyncio.create_task(self.providers.run()),
             asyncio.create_task(self._verifier.keep_fresh()),
             asyncio.create_task(self.compiler.run(self._clock)),
             asyncio.create_task(serve(server.app(), *self._settings.listen)),
@@ -164,6 +171,7 @@ class Operator:
             snapshot = self.cluster.snapshot()
             await self.context.scraper.round(targets_of(snapshot))
             self._pools.observe()
+            await self._key_news.round()
             for kind in (ROUTING_POLICIES.kind, COST_BUDGETS.kind):
                 for key in snapshot.raw:
                     if key.kind == kind:
@@ -212,7 +220,10 @@ class Operator:
         reasons += [f"not allowed: {error}" for error in self.cluster.problems if isinstance(error, ForbiddenError)]
         if not self.issuers.known:
             reasons.append("the cluster's token keys are not known yet")
-        return Readiness(self.feed.published.is_set() and bool(self.issuers.known), tuple(reasons))
+        if not self.providers.asked:
+            reasons.append("the OIDC providers were not asked yet")
+        ready = self.feed.published.is_set() and bool(self.issuers.known) and self.providers.asked
+        return Readiness(ready, tuple(reasons))
 
     async def _complain(self) -> None:
         """Once a minute: what keeps this replica from its work, verb and resource by name."""

@@ -21,6 +21,7 @@ class Settings:
     gateway_url: str
     tokens_dir: Path
     prices_file: Path
+    oidc_file: Path
     router_image: str
     engine_image: str
     unbudgeted_namespaces: Unbudgeted
@@ -50,6 +51,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         gateway_url=env.get("FAIRLEAD_GATEWAY_URL", f"http://fairlead-gateway.{namespace}"),
         tokens_dir=Path(env.get("FAIRLEAD_TOKENS_DIR", "/var/run/fairlead/tokens")),
         prices_file=Path(env.get("FAIRLEAD_PRICES_FILE", "/etc/fairlead/prices.yaml")),
+        oidc_file=Path(env.get("FAIRLEAD_OIDC_FILE", "/etc/fairlead-oidc/oidc.yaml")),
         router_image=env.get("FAIRLEAD_ROUTER_IMAGE", "fairlead-router:latest"),
         engine_image=env.get("FAIRLEAD_ENGINE_IMAGE", "vllm/vllm-openai:v0.32.0"),
         unbudgeted_namespaces=_unbudgeted(env.get("FAIRLEAD_UNBUDGETED_NAMESPACES", "Admit")),

@@ -138,9 +138,23 @@ def test_what_is_absent_stays_absent_in_what_is_written() -> None:
     assert spec["routes"][0] == {
         "name": "default",
         "poolRefs": [{"name": "chat", "weight": 1}],
+        "fallbacks": [],
         "maxWait": "30s",
         "maxColdStartWait": "10m",
     }
+
+
+def test_every_pool_that_may_serve_a_route_is_among_its_names() -> None:
+    spec = (
+        make_policy("chat").route("all", "a", "b").fallback("all", "c").fallback("all", "a", "Saturated").parsed().spec
+    )
+    assert spec.routes[0].pool_names == ("a", "b", "c", "a")
+    assert [fallback.when for fallback in spec.routes[0].fallbacks] == [("Unavailable",), ("Saturated",)]
+
+
+def test_a_policy_is_of_standard_priority_unless_it_says_otherwise() -> None:
+    assert make_policy("chat").parsed().spec.priority == "Standard"
+    assert make_policy("chat").spec(priority="Interactive").parsed().spec.priority == "Interactive"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,20 @@
 """The script of helm test, against servers that answer as Fairlead does, and otherwise."""
 
+import datetime as dt
 import importlib.util
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.builders.chart import CHART, find, objects
 
@@ -24,7 +31,7 @@ def load() -> ModuleType:
 
 
 @contextmanager
-def server(answers: dict[str, list[int]]) -> Iterator[str]:
+def server(answers: dict[str, list[int]], certificate: Path | None = None) -> Iterator[str]:
     """A server that gives each path its statuses in turn, and the last one from then on; it refuses other paths."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,14 +48,39 @@ def server(answers: dict[str, list[int]]) -> Iterator[str]:
             """Keep quiet."""
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        listener.socket = context.wrap_socket(listener.socket, server_side=True)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.server_port}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{listener.server_port}"
     finally:
         listener.shutdown()
         thread.join()
         listener.server_close()
+
+
+def certificate_of(name: str, folder: Path) -> Path:
+    """A certificate that nobody vouches for, and its key, in one file."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = folder / "both.pem"
+    file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + private)
+    return file
+
+
+def test_a_gateway_with_a_certificate_for_its_callers_names_passes(tmp_path: Path) -> None:
+    ready, gateway = {"GET /readyz": [200]}, {"POST /v1/chat/completions": [401]}
+    own = certificate_of("llm.example.com", tmp_path)
+    with server(ready) as operator, server(ready) as ledger, server(gateway, own) as entry:
+        assert load().main([operator, ledger, entry], 0) == 0
 
 
 def test_a_fairlead_that_serves_passes(capsys: pytest.CaptureFixture[str]) -> None:

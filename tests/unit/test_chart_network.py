@@ -59,5 +59,21 @@ def test_each_program_goes_where_it_must_and_nowhere_else() -> None:
     assert rules(policy("gateway"), "egress") == [dns, operator, ledger, ([8000], ANYWHERE)]
 
 
+def test_the_operator_reaches_the_providers_that_it_asks_for_keys_and_no_other() -> None:
+    provider = {"issuer": "https://dex.example.com:5556/dex", "audience": "a", "namespaceClaim": "team"}
+    assert ([443, 5556], None) in rules(policy("operator", {"oidc": [provider]}), "egress")
+    written = {**provider, "jwks": {"keys": [{"kty": "RSA", "n": "AA", "e": "AQAB"}]}}
+    assert rules(policy("operator", {"oidc": [written]}), "egress") == rules(policy("operator"), "egress")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://c:4318", 4318), ("https://c.example.com/v1/traces", 443), ("http://c", 80)]
+)
+def test_the_gateway_reaches_the_collector_of_its_traces(endpoint: str, port: int) -> None:
+    *usual, pools = rules(policy("gateway"), "egress")
+    traced = rules(policy("gateway", {"router": {"tracing": {"endpoint": endpoint}}}), "egress")
+    assert traced == [*usual, ([port], None), pools]
+
+
 def test_network_policies_can_be_left_out() -> None:
     assert not [one for one in objects({"networkPolicy": {"enabled": False}}) if one["kind"] == "NetworkPolicy"]

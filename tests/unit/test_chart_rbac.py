@@ -25,6 +25,7 @@ OPERATOR: Grants = {
     ("", "namespaces"): READ,
     ("", "nodes"): READ,
     ("", "pods"): READ,
+    ("", "configmaps"): {"list", "watch"},
     ("apps", "deployments"): OWN,
     ("", "services"): OWN,
     ("policy", "poddisruptionbudgets"): OWN,

@@ -7,6 +7,7 @@ from kubernetes_validate.utils import latest_version, validate
 from fairlead_operator.decide.pricing import parse_prices
 from fairlead_operator.decide.rates import card_from_seeds
 from fairlead_operator.ledger.main import read_settings as ledger_settings
+from fairlead_operator.oidc import parse_providers
 from fairlead_operator.settings import read_settings as operator_settings
 from fairlead_router.settings import read_settings as router_settings
 from tests.builders.chart import (
@@ -115,9 +116,10 @@ def test_the_operator_is_told_what_it_reads() -> None:
         "FAIRLEAD_PLATFORM_NAMESPACES": "ai-platform,ml,ops",
         "FAIRLEAD_OPERATOR_URL": "http://fairlead-operator.ops:8080",
         "FAIRLEAD_LEDGER_URL": "http://fairlead-ledger.ops:8080",
-        "FAIRLEAD_GATEWAY_URL": "http://fairlead-gateway.ops",
+        "FAIRLEAD_GATEWAY_URL": "https://fairlead-gateway.ops",
         "FAIRLEAD_TOKENS_DIR": "/var/run/fairlead/tokens",
         "FAIRLEAD_PRICES_FILE": "/etc/fairlead/prices.yaml",
+        "FAIRLEAD_OIDC_FILE": "/etc/fairlead-oidc/oidc.yaml",
         "FAIRLEAD_ROUTER_IMAGE": "registry.example.com/fairlead/fairlead-router:0.1.0-rc.1",
         "FAIRLEAD_ENGINE_IMAGE": "registry.example.com/vllm:v0.32.0",
         "FAIRLEAD_UNBUDGETED_NAMESPACES": "Reject",
@@ -145,6 +147,11 @@ def test_the_gateway_is_told_what_it_reads() -> None:
         "FAIRLEAD_TOKENS_DIR": "/var/run/fairlead/tokens",
         "FAIRLEAD_STATE_DIR": "/var/lib/fairlead",
         "FAIRLEAD_DRAIN_TIMEOUT": "900",
+        "FAIRLEAD_ACCESS_LOG": "0.01",
+        "FAIRLEAD_OTLP_ENDPOINT": "http://otel-collector.monitoring:4318",
+        "FAIRLEAD_TRACE_SHARE": "0.5",
+        "FAIRLEAD_TLS_CERT": "/etc/fairlead-tls/tls.crt",
+        "FAIRLEAD_TLS_KEY": "/etc/fairlead-tls/tls.key",
     }
 
 
@@ -161,6 +168,7 @@ def test_the_programs_understand_their_environment() -> None:
     assert ledger.rules.platform == {"ai-platform", "ml", "ops"}
     router = router_settings([], given["fairlead-gateway"])
     assert (router.port, router.admin_port, router.drain_timeout_s, router.pool) == (8000, 9090, 900.0, "")
+    assert (router.access_log, router.trace_share, str(router.tls_key)) == (0.01, 0.5, "/etc/fairlead-tls/tls.key")
 
 
 def test_the_release_namespace_is_a_platform_namespace_whatever_the_values_say() -> None:
@@ -196,7 +204,8 @@ def test_services_reach_the_pods_that_they_are_for(rendered: list[Object]) -> No
         assert service["spec"]["selector"].items() <= labels.items()
         assert labels["app.kubernetes.io/name"] == f"fairlead-{program}"
     ports = {program: find(rendered, "Service", f"fairlead-{program}")["spec"]["ports"] for program in PROGRAMS}
-    assert ports["gateway"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    https = {"name": "https", "port": 443, "targetPort": "http"}
+    assert ports["gateway"] in ([{"name": "http", "port": 80, "targetPort": "http"}], [https])
     assert ports["operator"] == ports["ledger"] == [{"name": "http", "port": 8080, "targetPort": "http"}]
 
 
@@ -266,6 +275,52 @@ def test_prices_arrive_without_a_restart() -> None:
     assert "annotations" not in deployment["metadata"]
     (mount,) = [one for one in deployment["spec"]["containers"][0]["volumeMounts"] if one["name"] == "prices"]
     assert mount == {"name": "prices", "mountPath": "/etc/fairlead", "readOnly": True}
+
+
+def test_the_operator_reads_every_oidc_provider_of_the_values_without_a_restart() -> None:
+    rendered = objects(ALL_OPTIONS)
+    providers, problems = parse_providers(find(rendered, "ConfigMap", "fairlead-oidc")["data"]["oidc.yaml"])
+    assert problems == ()
+    assert [one.issuer for one in providers] == [one["issuer"] for one in ALL_OPTIONS["oidc"]]
+    assert [bool(one.jwks) for one in providers] == [True, False]
+    spec = pod_spec(rendered, "fairlead-operator")
+    assert {"name": "oidc", "configMap": {"name": "fairlead-oidc"}} in spec["volumes"]
+    mount = {"name": "oidc", "mountPath": "/etc/fairlead-oidc", "readOnly": True}
+    assert mount in spec["containers"][0]["volumeMounts"]
+    assert parse_providers(find(objects(), "ConfigMap", "fairlead-oidc")["data"]["oidc.yaml"]) == ((), ())
+
+
+def test_with_a_certificate_the_gateway_speaks_https_and_no_plain_http() -> None:
+    rendered = objects({"tls": {"secretName": "own"}})
+    (port,) = find(rendered, "Service", "fairlead-gateway")["spec"]["ports"]
+    spec = pod_spec(rendered, "fairlead-gateway")
+    (container,) = spec["containers"]
+    assert port == {"name": "https", "port": 443, "targetPort": "http"}
+    assert {"name": "tls", "secret": {"secretName": "own", "defaultMode": 0o440}} in spec["volumes"]
+    assert {"name": "tls", "mountPath": "/etc/fairlead-tls", "readOnly": True} in container["volumeMounts"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/-/ready", "port": "admin"}
+    assert pod_spec(rendered, "fairlead-check")["containers"][0]["command"][-1] == "https://fairlead-gateway.fairlead"
+
+
+def test_what_is_off_leaves_nothing_in_the_gateway() -> None:
+    spec = pod_spec(objects(), "fairlead-gateway")
+    assert not {"FAIRLEAD_ACCESS_LOG", "FAIRLEAD_OTLP_ENDPOINT", "FAIRLEAD_TLS_CERT"} & environment(spec).keys()
+    assert "tls" not in {volume["name"] for volume in spec["volumes"]}
+    settings = router_settings([], {name: value or "" for name, value in environment(spec).items()})
+    assert (settings.access_log, settings.otlp_endpoint, settings.tls_cert) == (0.0, "", None)
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 0.000001])
+def test_every_share_is_one_that_the_gateway_reads(share: float) -> None:
+    told = environment(pod_spec(objects({"router": {"accessLog": share}}), "fairlead-gateway"))
+    assert router_settings([], {"FAIRLEAD_ACCESS_LOG": str(told["FAIRLEAD_ACCESS_LOG"])}).access_log == share
+
+
+def test_the_notes_warn_of_a_load_balancer_without_tls() -> None:
+    public: Object = {"gateway": {"service": {"type": "LoadBalancer"}}}
+    for values, warned in ((public, True), ({**public, "tls": {"secretName": "own"}}, False)):
+        run = helm("install", "fairlead", str(CHART), "--namespace=ops", "--dry-run=client", values=values)
+        assert ("speaks plain HTTP" in run.stdout.split("NOTES:\n", 1)[1]) is warned
 
 
 def test_the_kinds_are_installed_and_kept_as_the_values_say() -> None:

@@ -23,6 +23,9 @@ PRICE = {
 }
 
 
+PROVIDER = {"issuer": "https://login.example.com", "audience": "fairlead", "namespaceClaim": "team"}
+
+
 def complaints(values: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(values)]
 
@@ -108,6 +111,16 @@ def test_schema_and_values_name_the_same() -> None:
         ("platformNamespaces", ["a", "a"]),
         ("unbudgetedNamespaces", "Deny"),
         ("crds.keep", "yes"),
+        ("oidc", [{**PROVIDER, "issuer": "http://login.example.com"}]),
+        ("oidc", [{**PROVIDER, "issuer": "https://me@login.example.com"}]),
+        ("oidc", [{**PROVIDER, "audience": ""}]),
+        ("oidc", [{**PROVIDER, "claim": "team"}]),
+        ("oidc", [{key: value for key, value in PROVIDER.items() if key != "namespaceClaim"}]),
+        ("oidc", [{**PROVIDER, "jwks": "{}"}]),
+        ("oidc", [{**PROVIDER, "jwks": {"keys": []}}]),
+        ("oidc", [{**PROVIDER, "jwks": {"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}}]),
+        ("oidc", [{**PROVIDER, "jwks": {"keys": [{"kty": "RSA", "n": "sXch", "e": "AQAB", "d": "priv"}]}}]),
+        ("oidc", [{**PROVIDER, "caBundle": "/etc/ssl/ca.pem"}]),
         ("prices.accelerators", [{**PRICE, "perHour": 1.55}]),
         ("prices.accelerators", [{**PRICE, "perHour": "-1"}]),
         ("prices.accelerators", [{**PRICE, "perHour": "1.1234567"}]),
@@ -125,6 +138,12 @@ def test_schema_and_values_name_the_same() -> None:
         ("ledger.replicas", 2),
         ("ledger.storage.size", "big"),
         ("ledger.storage.whenDeleted", "Keep"),
+        ("router.accessLog", 1.5),
+        ("router.accessLog", "0.5"),
+        ("router.tracing.endpoint", "otel-collector:4318"),
+        ("router.tracing.endpoint", "http://me:secret@collector:4318"),
+        ("router.tracing.share", -0.1),
+        ("tls.secretName", "Gateway"),
         ("gateway.drainTimeoutSeconds", 0),
         ("gateway.service.type", "NodePort"),
         ("gateway.service.loadBalancerSourceRanges", ["10.0.0.1"]),
@@ -139,6 +158,11 @@ def test_a_value_that_cannot_be_meant_is_refused(path: str, value: Any) -> None:
 
 def test_a_price_and_seeds_of_ones_own_are_accepted() -> None:
     assert complaints({"prices": {"accelerators": [PRICE]}, "rateCard": {"seeds": {"default": SEED}}}) == []
+
+
+def test_a_provider_with_and_without_keys_is_accepted() -> None:
+    key = {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "one", "x5c": ["MII"]}
+    assert complaints({"oidc": [PROVIDER, {**PROVIDER, "jwks": {"keys": [key]}}]}) == []
 
 
 def test_helm_itself_refuses_by_the_schema() -> None:

@@ -35,6 +35,11 @@ GOOD = {
     .route("short", ("chat", 0), ("next", 1), maxContextTokens=8192)
     .route("rest", "long")
     .obj(),
+    "a policy with fallbacks": make_policy("chat")
+    .spec(priority="Batch")
+    .fallback("default", "next", "Unavailable", "Saturated", "ScaledToZero")
+    .fallback("default", "next", "Saturated")
+    .obj(),
     "the default budget": make_budget("monthly").limit("0.000001").obj(),
     "a budget of requests": make_budget("loop").limit("200", unit="Requests", per="Workflow").obj(),
 }

@@ -36,6 +36,7 @@ async def test_what_cannot_be_served_yet_is_named(operator: Operator) -> None:
     assert not state.ready
     assert "not listed yet: ModelPool" in state.reasons
     assert "the cluster's token keys are not known yet" in state.reasons
+    assert "the OIDC providers were not asked yet" in state.reasons
 
 
 @pytest.mark.parametrize(

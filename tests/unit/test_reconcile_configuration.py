@@ -12,6 +12,7 @@ from fairlead_operator.reconcile.configuration import (
     CONTEXT,
     Picture,
     compile_all,
+    unpriced,
 )
 from fairlead_operator.render.router_config import PolicyInput, ReleaseInput, compile_config
 from fairlead_operator.settings import read_settings
@@ -62,6 +63,18 @@ def test_an_annotation_that_somebody_wrote_is_no_measurement(text: str) -> None:
 def test_what_the_leader_measured_is_taken_from_the_annotations() -> None:
     (pool,) = compiled(picture(chat(), context="8192", cold_start="91000")).pools
     assert (pool.max_context_tokens, pool.cold_start_s) == (8192, 91)
+
+
+def test_a_fallback_without_a_price_counts_for_the_budgets_of_those_who_may_be_sent_to_it() -> None:
+    policy = make_policy("chat").fallback("default", "spare").parsed()
+    snapshot = Snapshot(
+        pools={one.key: one for one in (chat().status(rate=rate()).parsed(), make_pool("spare").parsed())},
+        policies={policy.key: policy},
+        namespaces={"ai-platform": {}, "team-a": {}},
+    )
+    made = compile_all(snapshot, read_settings({}))
+    assert unpriced(snapshot, made.inputs, made.callers, ("ai-platform",)) == ("ai-platform/spare",)
+    assert unpriced(snapshot, made.inputs, made.callers, ("team-a",)) == ()
 
 
 @pytest.mark.parametrize("text", ["-1.0", "1.1234567", "007", "123456789012345678"])

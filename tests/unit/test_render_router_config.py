@@ -2,6 +2,8 @@
 
 from random import Random
 
+import pytest
+
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.rates import PoolCard, Rates
 from fairlead_operator.render.ledger_budgets import covered_namespaces, ledger_budget
@@ -14,7 +16,7 @@ from fairlead_operator.render.router_config import (
     compile_config,
     compile_endpoints,
 )
-from fairlead_router.contract import Card, Issuer, PolicyConfig, WeightedPool
+from fairlead_router.contract import Card, FallbackConfig, Issuer, PolicyConfig, WeightedPool
 from fairlead_router.policy import build_index
 from tests.builders.decisions import NOW, USD, pod
 from tests.builders.resources import PolicyBuilder, make_budget, make_policy, make_pool
@@ -62,6 +64,51 @@ def test_what_does_not_exist_is_left_out() -> None:
     both = make_policy("chat").route("all", "a", "gone").route("none", "gone", maxContextTokens=512)
     assert [route.name for route in policy_of([pool("a", 8192)], both).routes] == ["all"]
     assert compiled([], make_policy("chat")).config.policies == ()
+
+
+def test_a_fallback_reaches_the_routers_in_its_order_with_its_troubles() -> None:
+    policy = make_policy("chat").route("short", "small", maxContextTokens=8192)
+    policy = policy.fallback("short", "big", "Unavailable", "Saturated").fallback("short", "other", "ScaledToZero")
+    one = policy_of([pool("small", 8192), pool("big", 131072), pool("other", reported_context=8192)], policy)
+    assert one.routes[0].fallbacks == (
+        FallbackConfig(pool="ai-platform/big", when=("Saturated", "Unavailable")),
+        FallbackConfig(pool="ai-platform/other", when=("ScaledToZero",)),
+    )
+    assert [ref.pool for ref in one.routes[0].pools] == ["ai-platform/small"]
+
+
+def test_a_fallback_never_lowers_what_its_route_takes() -> None:
+    one = policy_of([pool("a", 8192), pool("b", 4096)], make_policy("chat").route("all", "a").fallback("all", "b"))
+    assert one.routes[0].max_context_tokens == 8192
+    assert one.routes[0].fallbacks == ()
+
+
+@pytest.mark.parametrize("other", [[], [pool("b")], [pool("b", 8191)]], ids=["gone", "of unknown context", "shorter"])
+def test_a_fallback_that_cannot_take_all_that_the_route_takes_is_left_out(other: list[PoolInput]) -> None:
+    policy = make_policy("chat").route("all", "a").fallback("all", "b").fallback("all", "c", "Saturated")
+    one = policy_of([pool("a", 8192), pool("c", 8192), *other], policy)
+    assert one.routes[0].fallbacks == (FallbackConfig(pool="ai-platform/c", when=("Saturated",)),)
+
+
+def test_while_the_routes_context_is_not_known_it_has_no_fallback() -> None:
+    one = policy_of([pool("a"), pool("b", 8192)], make_policy("chat").route("all", "a").fallback("all", "b"))
+    assert (one.routes[0].max_context_tokens, one.routes[0].fallbacks) == (0, ())
+
+
+def test_a_fallback_serves_no_route_whose_own_pools_do_not_exist() -> None:
+    policy = make_policy("chat").route("all", "gone").fallback("all", "b")
+    assert compiled([pool("b", 8192)], policy).config.policies == ()
+
+
+def test_the_same_troubles_in_another_order_are_the_same_configuration() -> None:
+    pools = [pool("a", 8192), pool("b", 8192)]
+    orders = (("Unavailable", "Saturated"), ("Saturated", "Unavailable"))
+    assert len({compiled(pools, make_policy("a").fallback("default", "b", *when)).version for when in orders}) == 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "Standard"), ({"priority": "Batch"}, "Batch")])
+def test_the_priority_of_a_policy_reaches_the_routers(given: dict[str, str], expected: str) -> None:
+    assert policy_of([pool("chat", 8192)], make_policy("chat").spec(**given)).priority == expected
 
 
 def test_the_version_does_not_depend_on_the_order_of_the_inputs() -> None:

@@ -141,6 +141,50 @@ def test_a_context_that_no_engine_has_reported_is_unknown() -> None:
     assert "maxContextTokens" not in routingpolicy_status(view, {}, NOW)["routes"][0]
 
 
+def with_fallback(**pools: PoolInput) -> PolicyView:
+    falling = make_policy("chat").route("all", "chat-8b").fallback("all", "spare").parsed()
+    return policy(policy=falling, pools={**policy().pools, **pools}, ready={"chat-8b": 3, "spare": 2})
+
+
+def test_a_fallback_that_does_not_exist_is_named() -> None:
+    assert policy_condition(with_fallback(), "ResolvedRefs") == (
+        "False",
+        "PoolNotFound",
+        (
+            "Route all falls back to pool spare, and namespace ai-platform has no such ModelPool. "
+            "The route goes without it. Create it, or correct fallbacks."
+        ),
+    )
+
+
+def test_a_fallback_below_what_its_route_takes_is_told() -> None:
+    spare = PoolInput(make_pool("spare").engine(maxContextTokens=4096).parsed())
+    view = with_fallback(spare=spare)
+    assert policy_condition(view, "ResolvedRefs") == (
+        "False",
+        "ContextTooLong",
+        (
+            "Route all takes 8192 tokens, its fallback pool spare holds 4096. The route goes without it. "
+            "Lower the route's maxContextTokens, or raise the pool's."
+        ),
+    )
+    assert policy_condition(view, "Ready")[:2] == ("False", "ContextTooLong")
+
+
+def test_a_fallback_of_unknown_context_is_left_out_and_told() -> None:
+    unknown = with_fallback(spare=PoolInput(make_pool("spare").parsed()))
+    assert policy_condition(unknown, "ResolvedRefs")[:2] == ("Unknown", "ContextUnknown")
+    assert "goes without its fallback pool spare" in policy_condition(unknown, "ResolvedRefs")[2]
+    reported = with_fallback(spare=PoolInput(make_pool("spare").parsed(), reported_context=8192))
+    assert policy_condition(reported, "ResolvedRefs") == ("True", "Resolved", "Pools chat-8b, spare found.")
+
+
+def test_a_routes_replicas_and_context_are_those_of_its_own_pools() -> None:
+    spare = PoolInput(make_pool("spare").engine(maxContextTokens=131072).parsed())
+    status = routingpolicy_status(with_fallback(spare=spare), {}, NOW)
+    assert status["routes"] == [{"name": "all", "maxContextTokens": 8192, "readyReplicas": 3}]
+
+
 @pytest.mark.parametrize(("total", "have", "reason"), [(8, 6, "RoutersLagging"), (0, 0, "NoRouters")])
 def test_a_policy_is_programmed_when_all_routers_have_it(total: int, have: int, reason: str) -> None:
     view = policy(routers_total=total, routers_programmed=have)

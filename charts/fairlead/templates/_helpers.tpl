@@ -53,6 +53,11 @@ http://fairlead-operator.{{ .Release.Namespace }}:8080
 http://fairlead-ledger.{{ .Release.Namespace }}:8080
 {{- end -}}
 
+{{- /* what callers use: HTTPS on 443 with a certificate, otherwise plain HTTP on 80 */ -}}
+{{- define "fairlead.gatewayURL" -}}
+{{ ternary "https" "http" (ne .Values.tls.secretName "") }}://fairlead-gateway.{{ .Release.Namespace }}
+{{- end -}}
+
 {{- /* what is the same in every pod; call with (list . "operator" token), token: whether it talks to the API server */ -}}
 {{- define "fairlead.podSpec" -}}
 {{- $root := index . 0 -}}
@@ -136,6 +141,24 @@ Call with the list of names; an hour outlives a restart of the API server, which
   {{- range .Values.networkPolicy.apiServerPorts }}
   - {port: {{ . }}, protocol: TCP}
   {{- end }}
+{{- end -}}
+
+{{- /* JSON list of the ports on which OIDC providers are asked for their keys: https, and those in issuers' addresses */ -}}
+{{- define "fairlead.providerPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.oidc -}}
+{{- if not .jwks -}}
+{{- $own := regexFind ":[0-9]+$" (urlParse .issuer).host | trimPrefix ":" -}}
+{{- $ports = concat $ports (list 443 (int ($own | default 443))) -}}
+{{- end -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
+{{- /* port of the collector of traces: that of its address, or its scheme's */ -}}
+{{- define "fairlead.collectorPort" -}}
+{{- $url := urlParse .Values.router.tracing.endpoint -}}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
 {{- end -}}
 
 {{- /* egress to a component of the release; call with (list . "ledger" 8080) */ -}}

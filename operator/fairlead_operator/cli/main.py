@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from fairlead_operator.cli import key
 from fairlead_operator.cli.cost import Span, cost_table, parse_dimensions, parse_since
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.ledger_client import LedgerClient
@@ -33,11 +34,13 @@ class FileToken:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 = done, 1 = the ledger did not answer, 2 = the command line cannot be used."""
+    """Run one command; 0 = done, 1 = refused or the ledger did not answer, 2 = a wrong command line, 3 = no cluster."""
     options = _parser(os.environ).parse_args(arguments)
     if options.command == "version":
         print(f"fairlead {version('fairlead')}")
         return 0
+    if options.command == "key":
+        return key.run(options)
     return _cost(options, time.time_ns() // 1_000_000)
 
 
@@ -45,6 +48,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fairlead", description="Reads and explains a Fairlead fleet.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
+    key.add_parser(commands)
     cost = commands.add_parser("cost", help="who spent what: charged + idle = the bill")
     cost.add_argument("--by", default="namespace", help="dimensions, such as namespace,pool (default namespace)")
     cost.add_argument("--since", default="24h", help="how far back, such as 90m, 24h or 7d (default 24h)")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from fairlead_operator.api.v1alpha1 import CostBudget, ModelPool, RoutingPolicy
 from fairlead_operator.api.v1alpha1.common import Resource as Typed
 from fairlead_operator.clock import Clock
+from fairlead_operator.decide.api_keys import API_KEYS, KeyRing, key_fact, key_ring
 from fairlead_operator.decide.facts import LABEL_POOL, NodeFact, PodFact, node_fact, pod_fact, time_ms
 from fairlead_operator.errors import ApiError
 from fairlead_operator.kube import resources
@@ -56,6 +57,7 @@ class Snapshot:
     created_ms: Mapping[str, int] = field(default_factory=dict)
     children: Mapping[tuple[str, str, str], Object] = field(default_factory=dict)
     """Deployments, Services and PodDisruptionBudgets that carry our label, by (kind, namespace, name)."""
+    keys: KeyRing = field(default_factory=KeyRing)
 
 
 class _Memo:
@@ -90,10 +92,12 @@ class Cluster:
         self._revision = 0
         self._snapshot: tuple[int, Snapshot] = (-1, Snapshot())
         self._departed: deque[Departed] = deque(maxlen=DEPARTED)
+        self._ring: KeyRing | None = None
         managed = resources.MANAGED_BY
         sources = {
             **{kind.kind: Source(kind) for kind in (*resources.OWN_KINDS, resources.NAMESPACES, resources.NODES)},
             **{kind.kind: Source(kind, labels=managed) for kind in (resources.PODS, *resources.CHILD_KINDS.values())},
+            resources.CONFIG_MAPS.kind: Source(resources.CONFIG_MAPS, labels=API_KEYS),
             GATEWAYS: Source(resources.PODS, namespace=release_namespace, labels=resources.GATEWAY),
         }
         dice = random.Random()  # noqa: S311 - spreads retries; guards nothing
@@ -158,7 +162,14 @@ class Cluster:
                 for kind in resources.CHILD_KINDS
                 for body in self._store(kind)
             },
+            keys=self._key_ring(),
         )
+
+    def _key_ring(self) -> KeyRing:
+        """Made anew only after one of its objects changed: there may be thousands, and pods change all the time."""
+        if self._ring is None:
+            self._ring = key_ring(self._facts(resources.CONFIG_MAPS.kind, key_fact))
+        return self._ring
 
     def _facts(self, name: str, parse: Callable[[Object], T]) -> list[T]:
         store = self._store(name)
@@ -173,6 +184,8 @@ class Cluster:
         def changed(before: Object | None, after: Object | None) -> None:
             self._revision += 1
             body = after or before or {}
+            if name == resources.CONFIG_MAPS.kind:
+                self._ring = None
             if after is None and name == "Pod":
                 self._departed.append(Departed(pod_fact(body), self._clock.now_ms()))
             for key in woken_by(name, body):

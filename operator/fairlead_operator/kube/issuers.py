@@ -11,7 +11,8 @@ from fairlead_router.contract import Issuer
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 600.0
+REFRESH_S = 30.0
+"""Routers refuse tokens of a new key until they are told of it, and take those of a removed one as long."""
 RETRY_S = 5.0
 
 
@@ -45,7 +46,7 @@ class Issuers:
         self.known: tuple[Issuer, ...] = ()
 
     async def run(self) -> None:
-        """Refresh every ten minutes until cancelled."""
+        """Refresh until cancelled."""
         while True:
             await self._clock.sleep(await self.refresh())
 

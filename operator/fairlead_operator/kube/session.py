@@ -49,11 +49,13 @@ class Login:
         )
 
 
-async def login(kubeconfig: str = "") -> Login:
-    """Read the kubeconfig, or without one the pod's ServiceAccount."""
+async def login(kubeconfig: str = "", context: str = "") -> Login:
+    """Read the kubeconfig and one of its contexts (empty: the current one), or without one the pod's ServiceAccount."""
     settings = Configuration()
     if kubeconfig:
-        await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)  # type: ignore[no-untyped-call]
+        await config.load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=kubeconfig, context=context or None, client_configuration=settings
+        )
     else:
         config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
     return Login(settings)

@@ -34,7 +34,7 @@ from fairlead_operator.render.router_config import (
 )
 from fairlead_operator.settings import Settings
 from fairlead_operator.units import parse_usd
-from fairlead_router.contract import Issuer
+from fairlead_router.contract import ApiKey, Issuer
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ def unpriced(
 ) -> tuple[str, ...]:
     """The pools without a rate card that callers of the covered namespaces may be routed to."""
     reached = {
-        f"{policy.namespace}/{ref.name}"
+        f"{policy.namespace}/{name}"
         for key, policy in snapshot.policies.items()
         if (allowed := callers[key].namespaces) is None or set(allowed) & set(covered)
         for route in policy.spec.routes
-        for ref in route.pool_refs
+        for name in route.pool_names
     }
     return tuple(sorted(key for key in reached if key in inputs and inputs[key].card is None))
 
@@ -167,15 +167,16 @@ class Compiler:
             list(compiled.inputs.values()),
             [PolicyInput(policy, compiled.callers[key]) for key, policy in snapshot.policies.items()],
             compiled.countable,
-            self._release(issuers),
+            self._release(issuers, snapshot.keys.keys),
         )
         self._feed.publish(config, compile_endpoints(sorted(compiled.inputs), snapshot.pods))
         self._done = (compiled, issuers)
         return compiled
 
-    def _release(self, issuers: tuple[Issuer, ...]) -> ReleaseInput:
+    def _release(self, issuers: tuple[Issuer, ...], keys: tuple[ApiKey, ...]) -> ReleaseInput:
         return ReleaseInput(
             issuers=issuers,
+            keys=keys,
             platform_namespaces=self._settings.platform_namespaces,
             release_namespace=self._settings.namespace,
             unbudgeted_namespaces=self._settings.unbudgeted_namespaces,

@@ -19,9 +19,11 @@ from fairlead_operator.decide.models import Callers
 from fairlead_operator.decide.rates import PoolCard, wire_card
 from fairlead_operator.decide.replicas import slots_of
 from fairlead_router.contract import (
+    ApiKey,
     BudgetConfig,
     Endpoint,
     Endpoints,
+    FallbackConfig,
     Issuer,
     Period,
     PolicyConfig,
@@ -80,12 +82,13 @@ class BudgetInput:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseInput:
-    """What the chart's values add."""
+    """What belongs to no pool, policy or budget: whom to trust, and what the chart's values say."""
 
     issuers: tuple[Issuer, ...] = ()
     platform_namespaces: tuple[str, ...] = ()
     release_namespace: str = "fairlead"
     unbudgeted_namespaces: Literal["Admit", "Reject"] = "Admit"
+    keys: tuple[ApiKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ def compile_config(
         pools=tuple(_pool(by_key[key]) for key in sorted(by_key)),
         policies=tuple(one for one in compiled if one.routes),
         budgets=tuple(_budget(one) for one in sorted(budgets, key=lambda one: one.budget.key)),
-        issuers=tuple(sorted(release.issuers, key=lambda one: one.issuer)),
+        issuers=tuple(sorted(release.issuers, key=lambda one: (one.issuer, one.audience))),
+        keys=tuple(sorted(release.keys, key=lambda one: (one.namespace, one.name))),
         platform_namespaces=tuple(sorted(release.platform_namespaces)),
         release_namespace=release.release_namespace,
         unbudgeted_namespaces=release.unbudgeted_namespaces,
@@ -159,6 +163,16 @@ def pools_of(route: Route, namespace: str, pools: Mapping[str, PoolInput]) -> tu
     return tuple(pools[key] for key in keys if key in pools)
 
 
+def fallbacks_of(route: Route, namespace: str, pools: Mapping[str, PoolInput], context: int) -> list[FallbackConfig]:
+    """The fallbacks that can take whatever the route takes, ``context`` tokens: they exist and hold as many."""
+    named = ((f"{namespace}/{one.pool_ref.name}", one) for one in route.fallbacks)
+    return [
+        FallbackConfig(pool=key, when=tuple(sorted(one.when)))
+        for key, one in named
+        if key in pools and pools[key].context >= context > 0
+    ]
+
+
 def _pool(one: PoolInput) -> PoolConfig:
     return PoolConfig(
         pool=one.pool.key,
@@ -182,6 +196,7 @@ def _policy(one: PolicyInput, pools: Mapping[str, PoolInput]) -> PolicyConfig:
         excluded=callers.excluded,
         default_output_tokens=(tokens and tokens.default) or 0,
         max_output_tokens=(tokens and tokens.max) or 0,
+        priority=policy.spec.priority,
     )
 
 
@@ -192,10 +207,12 @@ def _by_size(route: RouteConfig) -> tuple[bool, int, str]:
 def _route(route: Route, namespace: str, pools: Mapping[str, PoolInput]) -> RouteConfig:
     weights = {f"{namespace}/{ref.name}": ref.weight for ref in route.pool_refs}
     found = pools_of(route, namespace, pools)
+    context = route_context(route, found)
     return RouteConfig(
         name=route.name,
-        max_context_tokens=route_context(route, found),
+        max_context_tokens=context,
         pools=tuple(WeightedPool(pool=one.pool.key, weight=weights[one.pool.key]) for one in found),
+        fallbacks=tuple(fallbacks_of(route, namespace, pools, context)),
         max_wait_ms=route.max_wait.ms,
         max_cold_start_wait_ms=route.max_cold_start_wait.ms,
     )

@@ -56,13 +56,18 @@ def accepted_finding(view: PolicyView) -> Finding:
 
 def resolved_finding(view: PolicyView) -> Finding:
     """Whether every pool exists and holds what its routes take."""
-    problems = [problem for route in view.policy.spec.routes for problem in _route_problems(view, route)]
+    routes = view.policy.spec.routes
+    problems = [
+        problem for route in routes for problem in (*_route_problems(view, route), *_fallback_problems(view, route))
+    ]
     if problems:
         return Finding(PolicyCondition.RESOLVED_REFS, "False", problems[0].reason, problem_text(problems))
-    unknown = [problem for route in view.policy.spec.routes for problem in _context_unknown(view, route)]
+    unknown = [
+        problem for route in routes for problem in (*_context_unknown(view, route), *_fallback_unknown(view, route))
+    ]
     if unknown:
         return Finding(PolicyCondition.RESOLVED_REFS, "Unknown", Reason.CONTEXT_UNKNOWN, problem_text(unknown))
-    names = sorted({ref.name for route in view.policy.spec.routes for ref in route.pool_refs})
+    names = sorted({name for route in routes for name in route.pool_names})
     text = f"{'Pool' if len(names) == 1 else 'Pools'} {', '.join(names)} found."
     return Finding(PolicyCondition.RESOLVED_REFS, "True", Reason.RESOLVED, text)
 
@@ -100,6 +105,24 @@ def _route_problems(view: PolicyView, route: Route) -> Iterable[Problem]:
             yield Problem(Reason.CONTEXT_TOO_LONG, text)
 
 
+def _fallback_problems(view: PolicyView, route: Route) -> Iterable[Problem]:
+    context = _context(view, route)
+    for name in _fallbacks(route):
+        pool = view.pools.get(name)
+        if pool is None:
+            text = (
+                f"Route {route.name} falls back to pool {name}, and namespace {view.policy.namespace} has no such "
+                "ModelPool. The route goes without it. Create it, or correct fallbacks."
+            )
+            yield Problem(Reason.POOL_NOT_FOUND, text)
+        elif 0 < pool.context < context:
+            text = (
+                f"Route {route.name} takes {context} tokens, its fallback pool {name} holds {pool.context}. "
+                "The route goes without it. Lower the route's maxContextTokens, or raise the pool's."
+            )
+            yield Problem(Reason.CONTEXT_TOO_LONG, text)
+
+
 def _context_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
     names = [ref.name for ref in route.pool_refs if not view.pools[ref.name].context]
     if route.max_context_tokens is None and names:
@@ -110,9 +133,27 @@ def _context_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
         yield Problem(Reason.CONTEXT_UNKNOWN, text)
 
 
-def _route(view: PolicyView, route: Route) -> dict[str, Any]:
+def _fallback_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
+    for name in _fallbacks(route):
+        if not view.pools[name].context:
+            text = (
+                f"Route {route.name} goes without its fallback pool {name}: the pool sets no engine.maxContextTokens "
+                "and no engine of it has reported its own. Set it there, or wait for its first replica."
+            )
+            yield Problem(Reason.CONTEXT_UNKNOWN, text)
+
+
+def _fallbacks(route: Route) -> list[str]:
+    return sorted({fallback.pool_ref.name for fallback in route.fallbacks})
+
+
+def _context(view: PolicyView, route: Route) -> int:
     found = [view.pools[ref.name] for ref in route.pool_refs if ref.name in view.pools]
-    context = route_context(route, found) if found else 0
+    return route_context(route, found) if found else 0
+
+
+def _route(view: PolicyView, route: Route) -> dict[str, Any]:
+    context = _context(view, route)
     return {
         "name": route.name,
         **({"maxContextTokens": context} if context else {}),

@@ -85,5 +85,7 @@ class EventReason(StrEnum):
     ROLLOUT_FINISHED = "RolloutFinished"
     PRICE_UNKNOWN = "PriceUnknown"
     UNKNOWN_QUANTIZATION = "UnknownQuantization"
+    KEY_IN_FORCE = "KeyInForce"
+    KEY_REFUSED = "KeyRefused"
     BUDGET_ACTION = "BudgetAction"
     LEDGER_UNREACHABLE = "LedgerUnreachable"

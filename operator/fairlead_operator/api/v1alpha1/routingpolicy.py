@@ -12,6 +12,7 @@ from fairlead_operator.api.v1alpha1.base import (
     KubeModel,
     ModelName,
     Name,
+    atomic_list,
     cel,
     map_list,
     rules,
@@ -19,6 +20,8 @@ from fairlead_operator.api.v1alpha1.base import (
 )
 from fairlead_operator.api.v1alpha1.common import Resource, Selector, Status
 
+Priority = Literal["Interactive", "Standard", "Batch"]
+Trouble = Literal["Unavailable", "Saturated", "ScaledToZero"]
 OutputTokenCount = Annotated[int, Field(ge=1, le=1_048_576)]
 
 CONTEXTS_DIFFER = cel(
@@ -79,6 +82,22 @@ class WeightedPoolRef(KubeModel):
     """Share of the route's requests, relative to the other pools' weights. Default: 1."""
 
 
+class PoolRef(KubeModel):
+    """A pool of the policy's namespace."""
+
+    name: Name
+    """Name of the ModelPool."""
+
+
+class Fallback(KubeModel):
+    """Where a route's requests go when its own pools cannot serve them."""
+
+    when: Annotated[tuple[Trouble, ...], Field(min_length=1, max_length=3, json_schema_extra=set_list())]
+    """Trouble of the route's pool: Unavailable (replicas fail), Saturated (no room within maxWait), ScaledToZero."""
+    pool_ref: PoolRef
+    """Pool that serves instead. It must hold the route's maxContextTokens; at zero it is skipped, never woken."""
+
+
 class Route(KubeModel):
     """Which pools answer requests up to a size; the smallest route that fits serves."""
 
@@ -91,10 +110,17 @@ class Route(KubeModel):
         Field(min_length=1, max_length=4, json_schema_extra={**map_list("name"), **rules(ONE_WEIGHS)}),
     ]
     """Pools that share the route's requests."""
+    fallbacks: Annotated[tuple[Fallback, ...], Field(max_length=4, json_schema_extra=atomic_list())] = ()
+    """Tried in this order, each priced as itself and asked of the budgets again. Default: none."""
     max_wait: Duration = Duration("30s")
-    """Longest wait for room in a pool before 429. Default: 30s."""
+    """Longest wait for room in a pool before a fallback, or 429. Default: 30s."""
     max_cold_start_wait: Duration = Duration("10m")
     """Longest wait for a pool at zero to start. Default: 10m."""
+
+    @property
+    def pool_names(self) -> tuple[str, ...]:
+        """Every pool that may serve a request of the route, fallbacks included."""
+        return (*(ref.name for ref in self.pool_refs), *(fallback.pool_ref.name for fallback in self.fallbacks))
 
 
 class RoutingPolicySpec(KubeModel):
@@ -106,6 +132,8 @@ class RoutingPolicySpec(KubeModel):
     """Namespaces whose callers may use these names. Default: the policy's own."""
     output_tokens: OutputTokens | None = None
     """Output tokens of a request. Default: what the context leaves."""
+    priority: Priority = "Standard"
+    """Highest priority of a request; X-Fairlead-Priority may lower it, Batch is shed first. Default: Standard."""
     routes: Annotated[
         tuple[Route, ...],
         Field(min_length=1, max_length=8, json_schema_extra={**map_list("name"), **rules(CONTEXTS_DIFFER)}),
@@ -121,7 +149,7 @@ class RouteStatus(KubeModel):
     max_context_tokens: Annotated[int, Field(ge=0, le=10_485_760)] | None = None
     """Prompt and output tokens that the route takes."""
     ready_replicas: Count | None = None
-    """Replicas of its pools that take requests."""
+    """Replicas of its poolRefs that take requests; fallbacks do not count."""
 
 
 class PolicyRouters(KubeModel):
