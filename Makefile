@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router
+.PHONY: help demo down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation fuzz-router soak-router
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,7 @@ check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/python -m hack.crds --check
 	$(VENV)/python -m hack.api_reference --check
 	$(VENV)/python -m hack.values_reference --check
+	$(VENV)/python -m hack.metrics_reference --check
 
 format: .venv/.done ## let ruff write the format and the safe fixes
 	$(VENV)/ruff format .
@@ -67,12 +68,28 @@ generate: .venv/.done ## write the CRDs and the reference pages anew
 	$(VENV)/python -m hack.crds
 	$(VENV)/python -m hack.api_reference
 	$(VENV)/python -m hack.values_reference
+	$(VENV)/python -m hack.metrics_reference
 
 bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 routers
 	$(VENV)/python -m tests.bench.ledger
 
-bench-router: .venv/.done ## the router: requests a second on one core
-	$(VENV)/python -m tests.bench.router.run
+OPTIONS ?=
+bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="--quick", "--help")
+	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
+
+N ?= 1000000
+fuzz-router: .venv/.done ## N random inputs of clients, and a tenth of engines, against the router's HTTP edge
+	$(VENV)/python -m tests.fuzz.run --inputs $(N)
+
+SECONDS ?= 600
+soak-router: .venv/.done ## mixed load with killed engines, slow readers and new configurations for SECONDS
+	$(VENV)/python -m tests.soak.run --seconds $(SECONDS)
+
+bench-affinity: .venv/.done ## prefix affinity: hit rate and load spread on a recorded hour
+	$(VENV)/python -m tests.bench.affinity
+
+bench-isolation: .venv/.done ## short chats alone, beside long prompts, and apart from them (OPTIONS="--engines model", "--help")
+	$(VENV)/python -m tests.bench.isolation $(OPTIONS)
 
 clean: ## remove .venv and tool caches (not the cache of binaries, images and vLLM: see make doctor)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
     "operator": ["--extra", "operator"],
-    "router": ["--extra", "router"],
+    "router": ["--extra", "router", "--extra", "otel"],
     "caller": ["--extra", "caller"],
-    "dev": ["--group", "dev", "--extra", "operator", "--extra", "router"],
+    "dev": ["--group", "dev", "--extra", "operator", "--extra", "router", "--extra", "otel"],
 }
 OPTIONS = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
 SILENCE = ["--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate"]

@@ -13,7 +13,7 @@ from fairlead_router.app import Router
 from fairlead_router.config import Configuration
 from fairlead_router.contract import AUDIENCE_SIGNALS
 from fairlead_router.identity import Verifier
-from fairlead_router.server import Client, Request
+from fairlead_router.server import Client, Head, Request
 from fairlead_router.upstream import Reply, fetch, request_head
 
 HEALTH_TIMEOUT_S: Final = 5.0
@@ -47,19 +47,19 @@ class Admin:
             b"/-/engine/health": self._engine_health,
         }
 
-    def judge(self, request: Request) -> Refusal | None:
-        """Only GET, only what exists."""
-        request.path = request.path.partition(b"?")[0]
-        if request.method != b"GET" or request.path not in self._paths:
+    def judge(self, head: Head) -> Refusal | None:
+        """Only GET, only what exists, without a body."""
+        head.path = head.path.partition(b"?")[0]
+        if head.method != b"GET" or head.path not in self._paths:
             return Refusal(
                 404, "unknown_url", "The admin port has /metrics and /-/ready, config, signals, engine/health."
             )
         return None
 
-    def body_limit(self, request: Request) -> int:
-        """No bodies."""
-        del request
-        return 0
+    def holds(self, head: Head, now: float) -> bool:
+        """Every head is looked at."""
+        del head, now
+        return False
 
     def start(self, client: Client, request: Request) -> None:
         """Answer in a task of its own: this port is not on a request's way."""
@@ -67,17 +67,21 @@ class Admin:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def new_request_id(self) -> str:
+    def new_request_id(self) -> bytes:
         """An id."""
         self._ids += 1
-        return f"admin-{self._ids:x}"
+        return b"admin-%x" % self._ids
 
     async def _answer(self, client: Client, request: Request) -> None:
-        client.send(await self._paths[request.path](request))
+        client.send(await self._paths[request.head.path](request))
 
     async def _metrics(self, request: Request) -> bytes:
         del request
-        return answer(200, generate_latest(self._registry), media=CONTENT_TYPE_LATEST)
+        parts = [generate_latest(self._registry)]
+        for part in self._router.telemetry.render():
+            parts.append(part)
+            await asyncio.sleep(0)  # requests go on between two metrics
+        return answer(200, b"".join(parts), media=CONTENT_TYPE_LATEST)
 
     async def _ready(self, request: Request) -> bytes:
         del request
@@ -93,7 +97,7 @@ class Admin:
         return answer(200, msgspec.json.encode(used))
 
     async def _signals(self, request: Request) -> bytes:
-        token = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ").decode("latin-1")
+        token = request.head.headers.get(b"authorization", b"").removeprefix(b"Bearer ").decode("latin-1")
         identity = self._verifier.verify(token, AUDIENCE_SIGNALS)
         release = self._router.index.config.release_namespace
         if identity is None or identity.subject != f"system:serviceaccount:{release}:{OPERATOR}":

@@ -6,50 +6,70 @@ loop owns all of it.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from fairlead_router import refusals
-from fairlead_router.answers import Headers, Refusal, answer, bad_request
-from fairlead_router.body import CHAT, COMPLETIONS, EMBEDDINGS
+from fairlead_router.access_log import AccessLog
+from fairlead_router.answers import NO_RETRY, Headers, Refusal, answer, bad_request
 from fairlead_router.budget import Wallet
 from fairlead_router.contract import (
-    AUDIENCE_CALLER,
     AUDIENCE_ROUTER,
-    NANO_PER_USD,
-    PICO_PER_NANO,
-    Card,
     Endpoint,
     Endpoints,
-    PolicyConfig,
     PoolConfig,
     PoolSignals,
+    Priority,
     RouteConfig,
     RouterConfig,
     Signals,
+    WeightedPool,
 )
+from fairlead_router.engine_load import EngineLoad
 from fairlead_router.exchange import Exchange
+from fairlead_router.gauges import Peaks
 from fairlead_router.identity import Identity, Verifier
 from fairlead_router.lease import Session
-from fairlead_router.metering import Spent, UsageBook
+from fairlead_router.metering import UsageBook
 from fairlead_router.passage import Passage
-from fairlead_router.policy import MAX_KEY, Caller, Index, Labels, build_index, usable_models
-from fairlead_router.queueing import Line, Peaks
+from fairlead_router.paths import SERVED, ServedPath, closed
+from fairlead_router.plan import MAX_PLANS, Lane, Owner, Parts, Plan
+from fairlead_router.policy import (
+    MAX_KEY,
+    Caller,
+    Index,
+    Labels,
+    build_index,
+    find_policy,
+    matching_budgets,
+    refuse_unbudgeted,
+    usable_models,
+)
+from fairlead_router.queueing import Line
 from fairlead_router.replicas import Replica
-from fairlead_router.server import Client, Limits, Memory, Request
+from fairlead_router.retries import RetryBudget
+from fairlead_router.server import Client, Head, Limits, Memory, Request
 from fairlead_router.sizing import Calibration
-from fairlead_router.telemetry import Recent, Telemetry
+from fairlead_router.telemetry import Telemetry
+from fairlead_router.tracing import Tracing
 from fairlead_router.upstream import Pool, Target, Upstreams, target_of
 
 log = logging.getLogger(__name__)
 
 MODELS: Final = b"/v1/models"
-OPEN: Final = frozenset({CHAT, COMPLETIONS, EMBEDDINGS})
+MAX_OWNERS: Final = 4_096
+"""Callers with their labels that are prepared for; beyond that all are prepared anew."""
+_JUDGED_S: Final = 5.0
+"""How long a judgement about a head is good: a key that was revoked meanwhile comes with a new configuration."""
+_HOP_MORE: Final = 1024 * 1024
+"""What an entry router may write into a body, in bytes."""
+_BYTES_PER_TOKEN: Final = 12
+_LEAST_BODY: Final = 1024 * 1024
+_PRIORITIES: Final[dict[bytes, Priority]] = {b"interactive": "Interactive", b"standard": "Standard", b"batch": "Batch"}
 _DRAINING: Final[Headers] = (("x-fairlead-retry", "draining"),)
 _REQUEST_PORT: Final = 8000
-_PICO_PER_USD: Final = NANO_PER_USD * PICO_PER_NANO
 _QUIET_S: Final = 1.0
 _MAX_QUIET: Final = 1_000
 
@@ -76,25 +96,12 @@ class Times:
     wall: Callable[[], float]
 
 
-@dataclass(slots=True, eq=False)
-class Tally:
-    """What this router counted of one pool as its requests' entry."""
+class Admission(msgspec.Struct, frozen=True):
+    """What a head said: who calls for what, or that another router admitted it. No ``path``: GET /v1/models."""
 
-    requests: int = 0
-    prompt: int = 0
-    cached: int = 0
-    output: int = 0
-    nano_usd: int = 0
-    last_request_ms: int = 0
-    ttft: Recent = field(default_factory=Recent)
-    tpot: Recent = field(default_factory=Recent)
-
-
-class _Owner(msgspec.Struct, frozen=True):
-    """What a head said: who calls, or that another router admitted it."""
-
-    caller: Caller
-    labels: Labels
+    owner: Owner
+    path: ServedPath | None
+    generation: int
     hop: bool = False
 
 
@@ -120,22 +127,33 @@ class Router:
         self.wallet = Wallet()
         self.book = UsageBook()
         self.answers = Memory(limits.answers)
+        self.access: AccessLog | None = None
+        self.tracing: Tracing | None = None
         self.session: Session
         self.index: Index = build_index(RouterConfig())
-        self.nowhere = Line(PoolConfig(pool=""), times.now)
         self.configured = False
         self.draining = False
-        self.hop_token = ""
+        self.hop_token = b""
+        self.ticked_ms = int(times.wall() * 1000)
+        """Wall time of the last tick: good enough for when a pool was last asked."""
+        self.book_ms = self.ticked_ms
+        """The ledger's time of the last tick, or the wall's while that is not known: usage is booked at it."""
         self.max_context_tokens = 0
         self.own_engine = Peaks()
+        self.engine_load = EngineLoad(self.own_engine)
         self._limits = limits
         self._verifier = verifier
         self._lines: dict[str, Line] = {}
         self._endpoints = Endpoints()
         self._calibrations: dict[str, Calibration] = {}
-        self._tallies: dict[str, Tally] = {}
+        self._retries: dict[str, RetryBudget] = {}
+        self._owners: dict[tuple[Caller, Labels], Owner] = {}
+        self._generation = 0
+        self._body_limit = limits.body
+        self._parts = Parts(self.line, self.calibration_of, self.retries_of, self.wallet, telemetry)
         self._turn = 0
         self._next_id = id_base
+        self.name = f"fl-{place.short}".encode()
         self._quiet: dict[tuple[str, str], tuple[float, int]] = {}
 
     # --- configuration ---
@@ -143,7 +161,9 @@ class Router:
     def configure(self, index: Index) -> None:
         """Take a validated configuration; it applies to the next request."""
         self.index = index
-        self._verifier.trust(index.config.issuers)
+        self._verifier.trust(index.config.issuers, index.config.keys)
+        self._body_limit = body_limit(index.config, self._limits.body)
+        self.forget_plans()
         for name in [name for name in self._lines if name not in index.pools]:
             gone = self._lines.pop(name)
             gone.update(PoolConfig(pool=name), ())
@@ -169,6 +189,11 @@ class Router:
             targets.add(Target(path=self.place.engine))
         self.upstreams.keep_only(targets)
 
+    def forget_plans(self) -> None:
+        """What was prepared for callers is prepared anew with their next request."""
+        self._generation += 1
+        self._owners.clear()
+
     def _replicas(self, pool: str, endpoints: Iterable[Endpoint]) -> list[Replica]:
         found = []
         for endpoint in endpoints:
@@ -177,7 +202,8 @@ class Router:
                 continue
             target = Target(path=self.place.engine) if local else target_of(endpoint.address, _REQUEST_PORT)
             # What is not another router but an engine's own socket gets no hop headers.
-            found.append(Replica(endpoint.pod, endpoint.variant, target, local=local or bool(target.path)))
+            connections = self.upstreams.pool(target)
+            found.append(Replica(endpoint.pod, endpoint.variant, target, local or bool(target.path), connections))
         return found
 
     def drain(self) -> None:
@@ -192,75 +218,95 @@ class Router:
 
     # --- server.Application ---
 
-    def judge(self, request: Request) -> Refusal | None:
+    def judge(self, head: Head) -> Refusal | None:
         """Who is calling, and is the path open? Nothing passes without identity."""
-        path, _, _ = request.path.partition(b"?")
-        request.path = path
-        hop = self._hop(request)
-        if hop is not None:
-            request.owner = hop
+        head.path = head.path.partition(b"?")[0]
+        now = self.now()
+        path = SERVED.get(head.path) if head.method == b"POST" else None
+        owner = self._hop(head)
+        head.until = now + _JUDGED_S
+        head.body_limit = self._body_limit
+        if owner is not None:
+            head.body_limit += _HOP_MORE
+            head.owner = Admission(owner, path, self._generation, hop=True)
         else:
-            identity = self._caller(request)
+            identity = self._identity(head)
             if identity is None:
                 return refusals.unauthorized()
             if not self._speaks_for(identity.namespace):
                 return refusals.foreign_caller(identity.namespace, self.place.pool)
-            labels = _labels(request)
+            labels = read_labels(head, identity)
             if isinstance(labels, Refusal):
                 return labels
-            request.owner = _Owner(Caller(identity.namespace, f"sa:{identity.name}"), labels)
-        if not (path in OPEN and request.method == b"POST") and not (path == MODELS and request.method == b"GET"):
-            return refusals.unknown_path(request.method.decode("latin-1"), path.decode("latin-1"))
+            head.until = min(head.until, now + identity.expires_s - self.wall())
+            owner = self.owner(Caller(identity.namespace, identity.caller), labels)
+            head.owner = Admission(owner, path, self._generation)
+        if path is None and not (head.path == MODELS and head.method == b"GET"):
+            return wrong_method(head)
         return None
 
-    def body_limit(self, request: Request) -> int:
-        """A hop may be larger than what a client may send, by what its entry router wrote into it."""
-        owner = request.owner
-        return self._limits.hop_body if isinstance(owner, _Owner) and owner.hop else self._limits.body
+    def holds(self, head: Head, now: float) -> bool:
+        """A judgement is good for some seconds, and no longer than its configuration."""
+        admission = head.owner
+        return now < head.until and type(admission) is Admission and admission.generation == self._generation
+
+    def owner(self, caller: Caller, labels: Labels) -> Owner:
+        """What is kept of a caller with these labels."""
+        key = (caller, labels)
+        found = self._owners.get(key)
+        if found is None:
+            if len(self._owners) >= MAX_OWNERS:
+                self._owners.clear()
+            found = self._owners[key] = Owner(caller, labels)
+        return found
 
     def start(self, client: Client, request: Request) -> None:
         """Answer a request."""
-        owner = request.owner
-        assert isinstance(owner, _Owner)  # noqa: S101 - judged
-        if owner.hop and request.path in OPEN:
+        admission = request.head.owner
+        assert type(admission) is Admission  # noqa: S101 - judged
+        path = admission.path
+        if path is None:
+            client.send(self._models(admission.owner.caller, request, close=not client.keeps_alive()))
+        elif admission.hop:
             self._pass(client, request)
-        elif request.path == MODELS:
-            client.send(self._models(owner.caller, request, close=not client.keeps_alive()))
         else:
-            exchange = Exchange(self, client, request, owner.caller, owner.labels)
+            exchange = Exchange(self, client, request, admission.owner, path)
             client.attach(exchange)
             exchange.begin()
 
-    def new_request_id(self) -> str:
+    def new_request_id(self) -> bytes:
         """Names the router, so that a look-up asks only one."""
         self._next_id += 1
-        return f"fl-{self.place.short}-{self._next_id:x}"
+        return b"%b-%x" % (self.name, self._next_id)
 
-    def _hop(self, request: Request) -> _Owner | None:
+    def _hop(self, head: Head) -> Owner | None:
         """A request that another router admitted, if its token says that it may hop to this pod's pool."""
-        token = request.headers.get(b"x-fairlead-router-token")
+        token = head.headers.get(b"x-fairlead-router-token")
         if token is None or not self.place.pool:
             return None
         identity = self._verifier.verify(token.decode("latin-1"), AUDIENCE_ROUTER)
-        pool = request.headers.get(b"x-fairlead-hop", b"").decode("latin-1").partition(";")[2]
+        pool = head.headers.get(b"x-fairlead-hop", b"").decode("latin-1").partition(";")[2]
         if identity is None or pool != self.place.pool:
             return None
         config = self.index.config
         allowed = {pool.partition("/")[0], config.release_namespace, *config.platform_namespaces}
         if identity.namespace not in allowed:
             return None
-        return _Owner(Caller(identity.namespace, f"sa:{identity.name}"), Labels(), hop=True)
+        return Owner(Caller(identity.namespace, identity.caller), Labels())
 
     def _speaks_for(self, namespace: str) -> bool:
         """A pod of a team's own pool may spend and report for its own namespace only: the ledger refuses the rest."""
         home = self.place.pod.partition("/")[0]
         return not self.place.pool or namespace == home or home in self.index.config.platform_namespaces
 
-    def _caller(self, request: Request) -> Identity | None:
-        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+    def _identity(self, head: Head) -> Identity | None:
+        """By ``Authorization: Bearer``, or by ``x-api-key`` as Anthropic's clients send it."""
+        headers = head.headers
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            return None
-        return self._verifier.verify(token.strip().decode("latin-1"), AUDIENCE_CALLER)
+            token = headers.get(b"x-api-key", b"") if b"authorization" not in headers else b""
+        token = token.strip()
+        return self._verifier.identify(token.decode("latin-1")) if token else None
 
     def _pass(self, client: Client, request: Request) -> None:
         if self.draining:
@@ -277,28 +323,45 @@ class Router:
             for model, owner in usable_models(self.index, caller.namespace)
         ]
         body = msgspec.json.encode({"object": "list", "data": models})
-        return answer(200, body, (("x-request-id", request.request_id),), close=close)
+        return answer(200, body, (("x-request-id", request.id.decode()),), close=close)
 
     # --- for exchanges ---
 
-    def pick(self, route: RouteConfig) -> Line:
+    def plan(self, owner: Owner, model: str) -> Plan | Refusal:
+        """How an owner's requests for a model are served."""
+        index, caller = self.index, owner.caller
+        policy = find_policy(index, caller.namespace, model)
+        if isinstance(policy, Refusal):
+            return policy
+        matches = matching_budgets(index, caller, owner.labels)
+        refusal = refuse_unbudgeted(index, caller, matches)
+        if refusal is not None:
+            return refusal
+        if len(owner.plans) >= MAX_PLANS:
+            owner.plans.clear()
+        plan = owner.plans[model] = Plan(self._parts, owner, model, policy, matches)
+        return plan
+
+    def pick(self, plan: Plan, index: int) -> Lane:
         """The pool for the next request of a route: by weight, among those that have replicas."""
-        if len(route.pools) == 1:
-            return self._lines[route.pools[0].pool]
-        weighted = [ref for ref in route.pools if ref.weight > 0 and self._lines[ref.pool].replicas]
-        weighted = weighted or [ref for ref in route.pools if ref.weight > 0] or list(route.pools)
+        pools = plan.policy.routes[index].pools
+        return plan.lane(index, pools[0].pool if len(pools) == 1 else self._weighted(pools))
+
+    def _weighted(self, pools: tuple[WeightedPool, ...]) -> str:
+        weighted = [ref for ref in pools if ref.weight > 0 and self._lines[ref.pool].replicas]
+        weighted = weighted or [ref for ref in pools if ref.weight > 0] or list(pools)
         total = sum(max(1, ref.weight) for ref in weighted)
         self._turn += 1
         rest = self._turn * _STRIDE % total
         for ref in weighted:
             rest -= max(1, ref.weight)
             if rest < 0:
-                return self._lines[ref.pool]
-        return self._lines[weighted[-1].pool]
+                return ref.pool
+        return weighted[-1].pool
 
-    def calibration(self, policy: PolicyConfig) -> Calibration:
-        """Bytes per token of a policy's models: those of its smallest route."""
-        return self.calibration_of(policy.routes[0].pools[0].pool)
+    def line(self, pool: str) -> Line:
+        """Who waits for a pool's replicas."""
+        return self._lines[pool]
 
     def calibration_of(self, pool: str) -> Calibration:
         """Bytes per token of a pool's model."""
@@ -307,47 +370,21 @@ class Router:
             found = self._calibrations[pool] = Calibration()
         return found
 
-    def tally(self, pool: str) -> Tally:
-        """The counters of a pool."""
-        found = self._tallies.get(pool)
+    def retries_of(self, pool: str) -> RetryBudget:
+        """How many requests to a pool may still be tried again."""
+        found = self._retries.get(pool)
         if found is None:
-            found = self._tallies[pool] = Tally()
+            found = self._retries[pool] = RetryBudget()
         return found
 
     def touch(self, pool: str) -> None:
         """A request for this pool arrived or ended."""
-        self.tally(pool).last_request_ms = int(self.wall() * 1000)
+        self.telemetry.pool(pool).last_request_ms = int(self.wall() * 1000)
 
     def asleep(self, route: RouteConfig) -> Line | None:
         """A pool of a route that never told its context and has no replica that could."""
         lines = (self._lines[ref.pool] for ref in route.pools)
         return next((line for line in lines if not line.config.max_context_tokens and not line.replicas), None)
-
-    def ledger_or_wall_ms(self) -> int:
-        """The time that usage is booked at."""
-        return self.session.ledger_ms() or int(self.wall() * 1000)
-
-    def count(self, namespace: str, pool: str, route: str, outcome: str) -> None:
-        """A request ended."""
-        self.telemetry.requests.add((self.telemetry.tenant(namespace), pool, route, outcome))
-        if pool:
-            tally = self.tally(pool)
-            tally.requests += 1
-            tally.last_request_ms = int(self.wall() * 1000)
-
-    def count_tokens(self, namespace: str, pool: str, card: Card | None, spent: Spent) -> None:
-        """Tokens and money of a settled request, by kind."""
-        tenant = self.telemetry.tenant(namespace)
-        uncached = (tenant, pool, "uncached")
-        cached = (tenant, pool, "cached")
-        output = (tenant, pool, "output")
-        self.telemetry.tokens.add(uncached, spent.prompt - spent.cached)
-        self.telemetry.tokens.add(cached, spent.cached)
-        self.telemetry.tokens.add(output, spent.output)
-        if card is not None:
-            self.telemetry.charged.add(uncached, (spent.prompt - spent.cached) * card.prompt_pico / _PICO_PER_USD)
-            self.telemetry.charged.add(cached, spent.cached * card.cached_pico / _PICO_PER_USD)
-            self.telemetry.charged.add(output, spent.output * card.output_pico / _PICO_PER_USD)
 
     def engine_started(self, replica: Replica) -> None:
         """A request goes to a replica."""
@@ -390,10 +427,16 @@ class Router:
         """Requests that this router sent and that are not answered yet, by pool."""
         return [((name,), float(line.running)) for name, line in self._lines.items()]
 
-    def advance(self) -> None:
-        """Replicas may be back from their ejection."""
+    def tick(self) -> None:
+        """Twice a second: replicas may be back from their ejection, and accounts may have been let go."""
+        self.ticked_ms = int(self.wall() * 1000)
+        self.session.tick()
+        self.book_ms = self.session.ledger_ms() or self.ticked_ms
         for line in self._lines.values():
             line.advance()
+        if self.wallet.forgot:
+            self.wallet.forgot = False
+            self.forget_plans()
 
     def signals(self, reader: str, versions: tuple[str, str], uptime_s: int) -> Signals:
         """What the operator reads. Peaks are since this reader's last reading."""
@@ -410,8 +453,9 @@ class Router:
         )
 
     def _pool_signals(self, name: str, line: Line, reader: str) -> PoolSignals:
-        tally, now = self.tally(name), self.now()
+        tally, now = self.telemetry.pool(name), self.now()
         own = name == self.place.pool
+        totals = tally.totals()
         return PoolSignals(
             pool=name,
             running=self.own_engine.value if own else 0,
@@ -419,11 +463,11 @@ class Router:
             held=line.held.value,
             peak_held=line.held.read(reader),
             last_request_ms=tally.last_request_ms,
-            requests_total=tally.requests,
-            prompt_tokens_total=tally.prompt,
-            cached_tokens_total=tally.cached,
-            output_tokens_total=tally.output,
-            charged_nano_usd_total=tally.nano_usd,
+            requests_total=totals.requests,
+            prompt_tokens_total=totals.prompt,
+            cached_tokens_total=totals.cached,
+            output_tokens_total=totals.output,
+            charged_nano_usd_total=totals.nano_usd,
             ttft_ms_p99=tally.ttft.p99_ms(now),
             tpot_ms_p99=tally.tpot.p99_ms(now),
         )
@@ -433,11 +477,33 @@ _STRIDE: Final = 7_919
 """A prime, so that turns spread over the pools of a route instead of running through one after the other."""
 
 
-def _labels(request: Request) -> Labels | Refusal:
-    """Feature and workflow, as far as the caller named them."""
+def body_limit(config: RouterConfig, unknown: int) -> int:
+    """Bytes of a body that a client may send: enough for the largest route's prompt. ``unknown``: while none is known.
+
+    Prose has four bytes a token and JSON escapes up to six a character, so 12 bytes for each token hold any prompt that
+    is worth reading.
+    """
+    contexts = [pool.max_context_tokens for pool in config.pools]
+    if not contexts or 0 in contexts:
+        return max([unknown, *(_BYTES_PER_TOKEN * context for context in contexts)])
+    return max(_LEAST_BODY, _BYTES_PER_TOKEN * max(contexts))
+
+
+def wrong_method(head: Head) -> Refusal:
+    """Why a method and path are not served: another method is, or the path is closed."""
+    method, path = head.method.decode("latin-1"), head.path.decode("latin-1")
+    if head.path not in SERVED and head.path != MODELS:
+        return closed(method, head.path)
+    allowed = "POST" if head.path in SERVED else "GET"
+    headers = (("allow", allowed), *NO_RETRY)
+    return Refusal(405, "method_not_allowed", f"{method} {path} is not served here. Use {allowed}.", headers=headers)
+
+
+def read_labels(head: Head, identity: Identity) -> Labels | Refusal:
+    """Feature, workflow and priority, as far as the caller named them."""
     values: list[str | None] = []
     for name in (b"x-fairlead-feature", b"x-fairlead-workflow"):
-        raw = request.headers.get(name)
+        raw = head.headers.get(name)
         if raw is None:
             values.append(None)
             continue
@@ -445,4 +511,9 @@ def _labels(request: Request) -> Labels | Refusal:
         if not 0 < len(text) <= MAX_KEY or not text.isprintable() or not text.isascii():
             return bad_request(f"{name.decode()} must have 1 to {MAX_KEY} printable ASCII characters.")
         values.append(text)
-    return Labels(*values)
+    asked = head.headers.get(b"x-fairlead-priority")
+    priority = _PRIORITIES.get(asked.lower()) if asked is not None else None
+    if asked is not None and priority is None:
+        return bad_request("x-fairlead-priority must be Interactive, Standard or Batch.")
+    feature, workflow = values
+    return Labels(feature or identity.feature or None, workflow, priority)

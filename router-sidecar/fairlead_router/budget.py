@@ -8,7 +8,7 @@ its upper bound free. No I/O here; times are parameters.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
 
@@ -46,6 +46,8 @@ class Holding:
     charged: int = 0
     unbacked: int = 0
     reserved: int = 0
+    free: int = 0
+    """What the next request may reserve: ``out - reserved``, kept up with each step."""
     open: int = 0
     """Reservations not settled yet."""
     dirty: bool = True
@@ -62,6 +64,8 @@ class Holding:
     retry_after_ms: int = 0
     burn: float = 0.0
     burn_at: float = 0.0
+    burned: int = 0
+    """Charged since ``burn_at``."""
     mean_bound: float = 0.0
     used_at: float = 0.0
     low: int = 0
@@ -70,35 +74,49 @@ class Holding:
     @property
     def out(self) -> int:
         """What may still turn into charges."""
-        return self.granted - self.returned - self.charged + self.unbacked
+        return self.free + self.reserved
 
-    @property
-    def free(self) -> int:
-        """What the next request may reserve."""
-        return self.granted - self.returned - self.charged + self.unbacked - self.reserved
+    def grant(self, total: int) -> None:
+        """The ledger's running total of grants; one that is lower than ours is old news."""
+        if total > self.granted:
+            self.free += total - self.granted
+            self.granted = total
+
+    def give_back(self, amount: int) -> None:
+        """Return free money."""
+        self.returned += amount
+        self.free -= amount
 
     def remaining(self) -> int:
         """What the whole account has left as far as this router knows: the last answer less its own charges since."""
         return max(0, self.limit - self.used - (self.charged - self.charged_at_answer))
 
-    def charge(self, reserved: int, charged: int, now: float) -> None:
+    def charge(self, reserved: int, charged: int) -> None:
         """Settle one reservation: from its own money, then from what is free, and the rest unbacked."""
         self.reserved -= reserved
-        free = self.free
+        free = self.free + reserved - charged
         self.charged += charged
-        if charged > free:
-            self.unbacked += charged - free
+        if free < 0:
+            self.unbacked -= free
+            free = 0
+        self.free = free
         self.open -= 1
         self.dirty = True
-        self.burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S) + charged / _BURN_TAU_S
-        self.burn_at = now
+        self.burned += charged
+
+    def owe(self, amount: int) -> None:
+        """Charge what ran before the account was known."""
+        self.charged += amount
+        self.unbacked += amount
+        self.dirty = True
 
     def target(self, now: float, window_ms: int) -> int:
         """How much to hold: what burns within the horizon, or a few requests as long as the account has plenty."""
         shortest, longest = _HORIZON_S
         horizon = min(longest, max(shortest, window_ms / 1000 / 200))
-        burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S)
-        return int(max(burn * horizon, min(4 * self.mean_bound, self.available / (8 * max(1, self.holders)))))
+        self.burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S) + self.burned / _BURN_TAU_S
+        self.burn_at, self.burned = now, 0
+        return int(max(self.burn * horizon, min(4 * self.mean_bound, self.available / (8 * max(1, self.holders)))))
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +134,8 @@ class Purse:
     used_at: float = 0.0
     waiting: int = 0
     first: int = 0
+    gone: bool = False
+    """The wallet let go of it: whoever keeps it asks for another one."""
     asked_next: int = -1
     """The window after which the next one was already asked for."""
 
@@ -152,8 +172,7 @@ class Claim(msgspec.Struct, frozen=True):
     amount: int
 
 
-@dataclass(slots=True, eq=False)
-class Piece:
+class Piece(msgspec.Struct, eq=False):
     """What a request took from one purse."""
 
     purse: Purse
@@ -161,11 +180,10 @@ class Piece:
     amount: int
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """What a request took from all of its budgets; settled exactly once."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Piece] = []
     settled: bool = False
 
 
@@ -185,6 +203,10 @@ class Wallet:
     def __init__(self) -> None:
         self.purses: dict[tuple[str, str, str], Purse] = {}
         self.holdings: dict[int, Holding] = {}
+        self.low = False
+        """A reservation left a holding with less than it should have at hand; whoever asks the ledger takes it back."""
+        self.forgot = False
+        """A purse was let go that somebody may have kept; whoever drops what was kept takes it back."""
 
     def purse(self, budget: BudgetConfig, namespace: str, key: str) -> Purse:
         """The purse of an account; beyond the bound, keys share one."""
@@ -203,26 +225,34 @@ class Wallet:
 
     def reserve(self, claims: Sequence[Claim], ledger_ms: int, now: float) -> Reservation | Shortage:
         """Take every amount, or none. An audit budget gives what it has and never refuses."""
+        pieces = []
         for claim in claims:
+            purse, amount = claim.purse, claim.amount
+            holding = purse.current
+            if holding is None or ledger_ms >= holding.window.end:
+                holding = purse.live(ledger_ms)
+            if holding is not None and holding.free >= amount:
+                pieces.append(Piece(purse, holding, amount))
+                continue
             short = self._shortage(claim, ledger_ms, now)
             if short is not None:
                 return short
-        reservation = Reservation()
-        for claim in claims:
-            holding = claim.purse.live(ledger_ms)
-            amount = claim.amount
+            # Only an audit budget can lack it here; what it charges must go to a purse that is told of.
+            told = self.purse(purse.budget, purse.namespace, purse.key) if purse.gone else purse
+            pieces.append(Piece(told, holding, 0))
+        for piece, claim in zip(pieces, claims, strict=True):
+            piece.purse.used_at = now
+            holding = piece.holding
             if holding is not None:
-                amount = amount if holding.free >= amount else 0  # only an audit budget can lack it here
-                holding.reserved += amount
+                holding.reserved += piece.amount
+                holding.free -= piece.amount
                 holding.open += 1
                 holding.dirty = True
                 holding.used_at = now
                 holding.mean_bound += _BOUND_WEIGHT * (claim.amount - holding.mean_bound)
-            else:
-                amount = 0
-            claim.purse.used_at = now
-            reservation.pieces.append(Piece(claim.purse, holding, amount))
-        return reservation
+                if holding.free < holding.low:
+                    self.low = True
+        return Reservation(pieces)
 
     def extend(self, reservation: Reservation, claims: Sequence[Claim], ledger_ms: int, now: float) -> Shortage | None:
         """Raise a reservation to larger amounts in the accounts where it was taken, all or none."""
@@ -237,16 +267,17 @@ class Wallet:
             piece.amount += more
             if piece.holding is not None:
                 piece.holding.reserved += more
+                piece.holding.free -= more
         return None
 
-    def settle(self, reservation: Reservation, charges: Iterable[int], now: float) -> None:
+    def settle(self, reservation: Reservation, charges: Iterable[int]) -> None:
         """Charge every budget and release the rest."""
         if reservation.settled:
             return
         reservation.settled = True
         for piece, charge in zip(reservation.pieces, charges, strict=True):
             if piece.holding is not None:
-                piece.holding.charge(piece.amount, charge, now)
+                piece.holding.charge(piece.amount, charge)
             else:
                 piece.purse.owed += charge
 
@@ -262,10 +293,6 @@ class Wallet:
         return Shortage(purse, claim.amount, _lack(holding, claim.amount, now), holding.retry_after_ms)
 
     # --- towards the ledger ---
-
-    def low(self, reservation: Reservation) -> bool:
-        """Whether a reservation left a holding with less than it should have at hand."""
-        return any(piece.holding is not None and piece.holding.free < piece.holding.low for piece in reservation.pieces)
 
     def statements(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
         """What to tell the ledger of each holding that changed; sets what is given back, and forgets what is over.
@@ -330,6 +357,8 @@ class Wallet:
             limit = _IDLE_WORKFLOW_S if purse.budget.per == "Workflow" else _IDLE_S
             held = [h for h in (purse.live(ledger_ms), purse.upcoming) if h is not None]
             if now - purse.used_at > limit and not purse.waiting and not any(h.open for h in held) and not purse.owed:
+                purse.current = purse.upcoming = None
+                purse.gone = self.forgot = True
                 del self.purses[name]
 
     def abandon(self) -> None:
@@ -361,7 +390,7 @@ class Wallet:
         return list(islice(over, MAX_STATEMENTS))
 
     def _last_statement(self, holding: Holding) -> contract.Holding:
-        holding.returned += holding.free
+        holding.give_back(holding.free)
         del self.holdings[holding.account]
         return _stated(holding, final=True)
 
@@ -385,9 +414,9 @@ def _statement(holding: Holding, demand: _Demand, now: float) -> contract.Holdin
     holding.low = target // 2
     if demand.waiting or holding.recall:
         # What is free is too little for anyone who waits here; together with what others return it may be enough.
-        holding.returned += holding.free
+        holding.give_back(holding.free)
     elif holding.free > 2 * target:
-        holding.returned += holding.free - target
+        holding.give_back(holding.free - target)
     want = demand.waiting + target - holding.free if holding.free < holding.low or demand.waiting else 0
     return _stated(holding, want=max(0, want), need=demand.waiting, first=demand.first)
 
@@ -413,14 +442,12 @@ def _attach(purse: Purse, holding: Holding, ledger_ms: int) -> None:
     elif holding.window.end > ledger_ms:
         purse.current = holding
         if purse.owed:
-            holding.charged += purse.owed
-            holding.unbacked += purse.owed
-            holding.dirty = True
+            holding.owe(purse.owed)
             purse.owed = 0
 
 
 def _update(holding: Holding, answer: AccountAnswer, now: float) -> None:
-    holding.granted = max(holding.granted, answer.granted)
+    holding.grant(answer.granted)
     holding.recall = answer.recall
     holding.limit, holding.used = answer.limit, answer.used
     holding.available, holding.holders = answer.available, answer.holders

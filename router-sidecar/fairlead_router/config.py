@@ -59,14 +59,22 @@ class Store:
 
 
 class Configuration:
-    """Follows the operator. ``apply`` and ``place`` take a new policy part and new endpoints."""
+    """Follows the operator. ``apply`` and ``place`` take a new policy part and new endpoints.
+
+    ``rejected`` hears why a configuration was not taken: ``invalid`` or ``unreadable``.
+    """
 
     def __init__(
-        self, apply: Callable[[Index], None], place: Callable[[Endpoints], None], now: Callable[[], float]
+        self,
+        apply: Callable[[Index], None],
+        place: Callable[[Endpoints], None],
+        now: Callable[[], float],
+        rejected: Callable[[str], None],
     ) -> None:
         self._apply = apply
         self._place = place
         self._now = now
+        self._rejected = rejected
         self.version = ""
         self.endpoints_version = ""
         self.confirmed_at: float | None = None
@@ -104,6 +112,8 @@ class Configuration:
                 if changed and store is not None:
                     await asyncio.to_thread(store.save, self._known)
             except (OSError, TimeoutError, msgspec.DecodeError, ConfigError) as error:
+                if isinstance(error, msgspec.DecodeError | ConfigError):
+                    self._rejected("invalid" if isinstance(error, ConfigError) else "unreadable")
                 log.warning("no new configuration, the one in use stays: %s", error)
                 await asyncio.sleep(_RETRY_S)
 

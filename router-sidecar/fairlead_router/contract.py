@@ -132,9 +132,9 @@ class BudgetConfig(Wire, frozen=True, kw_only=True):
 class Issuer(Wire, frozen=True, kw_only=True):
     """A token issuer: ``iss`` must equal ``issuer``, and the signature fit a key of ``jwks`` (a JWKS document).
 
-    Without ``namespace_claim`` it is a cluster's, and its tokens are ServiceAccounts' for Fairlead's audiences. With it,
-    it is an OIDC provider's: ``audience`` must be among the token's, and these claims name the caller; its tokens are
-    never good for the control plane.
+    Without ``namespace_claim`` it is a cluster's, and its tokens are ServiceAccounts' for Fairlead's audiences. With
+    it, it is an OIDC provider's: ``audience`` must be among the token's, and these claims name the caller; its tokens
+    are never good for the control plane.
     """
 
     issuer: str

@@ -1,27 +1,32 @@
 """A client's request from its body to its last byte: plan, reserve, place, send, meter, settle.
 
-Every request goes through the stages below once, forwards; retries and a larger route go back to PLACING. Whatever
-happens, ``_over`` runs once: it frees the slot, settles the reservation and counts the request.
+Every request goes through the stages below once, forwards; retries, a larger route and a fallback go back to PLACING.
+Whatever happens, ``_over`` runs once: it frees the slot, settles the reservation and counts the request.
 """
 
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from fairlead_router import refusals
-from fairlead_router.answers import Refusal, bad_request, reason_phrase, remaining_text, usd
-from fairlead_router.body import Body, BodyError, edits_for, parse, splice
+from fairlead_router.access_log import Record
+from fairlead_router.affinity import NO_PREFIX, SHORTEST, prefix_key
+from fairlead_router.answers import Refusal, bad_request, reason_phrase, usd
+from fairlead_router.body import Body, BodyError, forward, parse
 from fairlead_router.budget import Claim, Reservation, Shortage
-from fairlead_router.contract import NANO_PER_USD, Basis, Card, PolicyConfig, PoolConfig, RouteConfig, charge_nano
+from fairlead_router.contract import NANO_PER_USD, Basis, RouteConfig, Trouble, charge_nano
+from fairlead_router.frames import cut
 from fairlead_router.lease import Outcome, Waiter
-from fairlead_router.metering import Dimension, Spent, StreamMeter, Usage, read_answer
-from fairlead_router.policy import BudgetMatch, Caller, Labels, find_policy, matching_budgets, refuse_unbudgeted
+from fairlead_router.metering import Spent, StreamMeter
+from fairlead_router.paths import ServedPath
+from fairlead_router.plan import Lane, Owner, Plan
 from fairlead_router.queueing import Line, Place
 from fairlead_router.replicas import Replica
 from fairlead_router.server import Client, Request, overloaded
-from fairlead_router.sizing import Fit, fit, prompt_bound, reserve_amount
-from fairlead_router.telemetry import PRIORITY
-from fairlead_router.upstream import Call, Head
+from fairlead_router.server import Head as Asked
+from fairlead_router.sizing import NO_AMOUNTS, REQUESTS, USD, Fit, amounts_of, fit, prompt_bound
+from fairlead_router.tracing import Span, parse_traceparent
+from fairlead_router.upstream import Buffer, Call, Head
+from fairlead_router.usage import Usage, reader
 
 if TYPE_CHECKING:
     from fairlead_router.app import Router
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 MAX_TRIES: Final = 3
 MAX_BOUNCES: Final = 30
 """Times that draining replicas may send a request on: a minute, as each is left alone for two seconds."""
-_FORWARDED: Final = (b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate")
+_FORWARDED: Final = (b"content-type", b"accept", b"user-agent")
 _DROPPED: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
     b"content-length", b"server", b"x-request-id",
@@ -40,11 +45,15 @@ _TOO_LONG: Final = b"maximum context length"
 OK: Final = 200
 BAD_REQUEST: Final = 400
 SERVER_ERROR: Final = 500
+CLIENT_CLOSED: Final = 499
+"""What the access log says of a client that left, as nginx does."""
 RETRIED: Final = frozenset({401, 502, 503})
 """401: the router there does not accept ours, which the client cannot cure."""
 
 
-Observer = Callable[[float, float], None]
+_HALF: Final = 500
+"""Half a micro-dollar, in nano-USD."""
+_SMALL: Final = NANO_PER_USD - _HALF
 
 
 class Stage(Enum):
@@ -58,101 +67,121 @@ class Stage(Enum):
     OVER = auto()
 
 
-def passed_headers(head: Head) -> list[tuple[bytes, bytes]]:
-    """The headers of an engine's answer that are the client's business."""
-    return [pair for pair in head.headers if pair[0] not in _DROPPED and not pair[0].startswith(_OURS)]
+def passed_headers(head: Head) -> bytes:
+    """The headers of an engine's answer that are the client's business, as lines."""
+    lines = head.passed
+    if lines is None:
+        pairs = [pair for pair in head.headers if pair[0] not in _DROPPED and not pair[0].startswith(_OURS)]
+        lines = head.passed = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+    return lines
+
+
+def forwarded_head(asked: Asked) -> bytes:
+    """Request line and headers for an engine, without those that differ from request to request."""
+    lines = [b"POST %b HTTP/1.1\r\nhost: engine\r\n" % asked.path]
+    lines += [b"%b: %b\r\n" % (name, asked.headers[name]) for name in _FORWARDED if name in asked.headers]
+    asked.forward = b"".join(lines)
+    return asked.forward
+
+
+def usd_line(nano: int) -> bytes:
+    """The header that tells what a request cost; its text is that of ``usd``."""
+    if nano < _SMALL and nano % 1000 != _HALF:
+        return b"x-fairlead-cost-usd: 0.%06d\r\n" % ((nano + _HALF) // 1000)
+    return b"x-fairlead-cost-usd: %b\r\n" % usd(nano).encode()
+
+
+def trace_lines(request: Request, traceparent: bytes) -> bytes:
+    """The trace context for an engine."""
+    state = request.head.headers.get(b"tracestate")
+    lines = b"traceparent: %b\r\n" % traceparent
+    return lines if state is None else lines + b"tracestate: %b\r\n" % state
 
 
 class Exchange:
     """One request of a client, answered by this router as its entry."""
 
-    __slots__ = (
-        "_answer", "_body", "_bounces", "_call", "_caller", "_card", "_claims", "_client", "_cost", "_first_at", "_fit",
-        "_forward",
-        "_head", "_labels", "_line", "_matches", "_meter", "_parked_at", "_place", "_policy", "_pool", "_replica",
-        "_request", "_reservation", "_router", "_sent_at", "_settled", "_size", "_slow", "_stage", "_tried", "_tries",
-        "_upsized", "_waited", "_waiter", "_waiting_since",
-    )  # fmt: skip
+    # Defaults are the class's: a request that meets no obstacle sets only a third of these.
+    _stage = Stage.PLANNING
+    _body: Body | None = None
+    _plan: Plan | None = None
+    _fit: Fit | None = None
+    _lane: Lane | None = None
+    _claims: tuple[Claim, ...] | list[Claim] = ()
+    _reservation: Reservation | None = None
+    _waiter: Waiter | None = None
+    _place: Place | None = None
+    _parked: Line | None = None
+    _parked_at: float | None = None
+    _replica: Replica | None = None
+    _key = NO_PREFIX
+    _tried: tuple[Replica, ...] = ()
+    _tries = 0
+    _bounces = 0
+    _upsized = False
+    _fallen: tuple[str, ...] = ()
+    _forward: tuple[Buffer, bytes] | None = None
+    _call: Call | None = None
+    _head: Head | None = None
+    _answer: list[bytes] | None = None
+    _size = 0
+    _meter: StreamMeter | None = None
+    _slow = False
+    _settled = False
+    _cost: int | None = None
+    _spent: Spent | None = None
+    _waited = 0.0
+    _waiting_since = 0.0
+    _sent_at = 0.0
+    _connect_s = 0.0
+    _first_at = 0.0
+    _status = 0
+    _bytes_out = 0
+    _span: Span | None = None
 
-    def __init__(self, router: "Router", client: Client, request: Request, caller: Caller, labels: Labels) -> None:
+    def __init__(self, router: "Router", client: Client, request: Request, owner: Owner, path: ServedPath) -> None:
         self._router = router
         self._client = client
         self._request = request
-        self._caller = caller
-        self._labels = labels
-        self._stage = Stage.PLANNING
-        self._body: Body | None = None
-        self._policy: PolicyConfig | None = None
-        self._fit: Fit | None = None
-        self._pool: PoolConfig | None = None
-        self._card: Card | None = None
-        self._matches: tuple[BudgetMatch, ...] = ()
-        self._claims: list[Claim] = []
-        self._reservation: Reservation | None = None
-        self._waiter: Waiter | None = None
-        self._line = router.nowhere
-        self._place: Place | None = None
-        self._parked_at: float | None = None
-        self._replica: Replica | None = None
-        self._tried: tuple[Replica, ...] = ()
-        self._tries = 0
-        self._bounces = 0
-        self._upsized = False
-        self._forward = b""
-        self._call: Call | None = None
-        self._head: Head | None = None
-        self._answer: list[bytes] = []
-        self._size = 0
-        self._meter: StreamMeter | None = None
-        self._slow = False
-        self._settled = False
-        self._cost: int | None = None
-        self._waited = 0.0
-        self._waiting_since = 0.0
-        self._sent_at = 0.0
-        self._first_at = 0.0
+        self._owner = owner
+        self._path = path
 
     # --- 1. plan ---
 
     def begin(self) -> None:
         """Start answering."""
+        router, owner = self._router, self._owner
+        if router.tracing is not None and self._span is None:
+            self._span = router.tracing.begin(parse_traceparent(self._request.trace))
         try:
-            refusal = self._plan()
+            body = self._body = parse(self._path, self._request.body)
         except BodyError as error:
-            refusal = bad_request(str(error), error.param)
+            self._refuse(bad_request(str(error), error.param))
+            return
+        plan = owner.plans.get(body.model) or router.plan(owner, body.model)
+        if type(plan) is not Plan:
+            self._refuse(cast("Refusal", plan))
+            return
+        self._plan = plan
+        fitted = fit(plan.policy, body, plan.calibration)
+        if type(fitted) is Fit:
+            lane = plan.lanes[fitted.index] or router.pick(plan, fitted.index)
+            refusal = self._aim(fitted, lane)
+        else:
+            refusal = self._without_size(plan, cast("Refusal", fitted))
         if refusal is not None:
             self._refuse(refusal)
-        elif self._place is not None:
-            return  # parked
-        elif self._claims:
+        elif self._place is None:
             self._reserve()
-        else:
-            self._reservation = Reservation()
-            self._find_replica()
 
-    def _plan(self) -> Refusal | None:
-        router, index = self._router, self._router.index
-        body = self._body = parse(self._request.path, self._request.body)
-        policy = find_policy(index, self._caller.namespace, body.model)
-        if isinstance(policy, Refusal):
-            return policy
-        self._policy = policy
-        self._matches = matching_budgets(index, self._caller, self._labels)
-        refusal = refuse_unbudgeted(index, self._caller, self._matches)
-        if refusal is not None:
-            return refusal
-        fitted = fit(policy, body, router.calibration(policy))
-        if isinstance(fitted, Refusal):
-            return self._without_size(policy, fitted)
-        return self._aim(fitted)
-
-    def _without_size(self, policy: PolicyConfig, fitted: Refusal) -> Refusal | None:
+    def _without_size(self, plan: Plan, fitted: Refusal) -> Refusal | None:
         """No route of known size takes it: it waits for one whose pool sleeps and never told its context."""
+        policy = plan.policy
         unknown = [route for route in policy.routes if not route.max_context_tokens]
         for route in unknown:
             line = self._router.asleep(route)
             if line is None and self._parked_at is not None:
-                line = self._line  # it woke, and its context is not known yet
+                line = self._parked  # it woke, and its context is not known yet
             if line is not None:
                 return self._park(line, route)
         for ref in (ref for route in unknown for ref in route.pools):
@@ -163,59 +192,70 @@ class Exchange:
         now = self._router.now()
         if self._parked_at is None:
             self._parked_at = now
-        self._waiting_since, self._line, self._stage = self._parked_at, line, Stage.PLACING
+        self._waiting_since, self._parked, self._stage = self._parked_at, line, Stage.PLACING
         pool = line.config.pool
         self._router.touch(pool)
         wait = route.max_cold_start_wait_ms / 1000
-        self._place = Place(self, wait, wait, self._parked_at)
-        if line.park(self._place):
+        place = self._new_place(wait, wait, self._parked_at, 0)
+        if line.park(place):
+            self._place = place
             return None
-        self._place = None
         return refusals.queue_full(pool, None)
+
+    def _new_place(self, max_wait_s: float, max_cold_s: float, since: float, cost: int) -> Place:
+        plan = self._plan
+        assert plan is not None  # noqa: S101 - planned
+        return Place(
+            self, max_wait_s, max_cold_s, since, self._tried,
+            tenant=self._owner.caller.namespace, priority=plan.priority, cost=cost, key=self._key,
+        )  # fmt: skip
 
     def replan(self) -> None:
         """The configuration changed while this request was parked."""
         self._place = None
+        self._owner = self._router.owner(self._owner.caller, self._owner.labels)
         self.begin()
 
-    def _aim(self, fitted: Fit) -> Refusal | None:
-        """Take a route, its pool and that pool's card; what the budgets are asked for follows from them."""
-        self._fit = fitted
-        self._line = self._router.pick(fitted.route)
-        pool = self._pool = self._line.config
-        self._card = pool.card
-        self._forward = b""
-        self._router.touch(pool.pool)
-        claims = []
-        for match in self._matches:
-            claim = self._claim(match, fitted.cap)
-            if isinstance(claim, Refusal):
-                return claim
-            claims.append(claim)
-        self._claims = claims
+    def _aim(self, fitted: Fit, lane: Lane) -> Refusal | None:
+        """Take a route's pool and that pool's card; what the budgets are asked for follows from them."""
+        self._fit, self._lane = fitted, lane
+        self._forward = None
+        lane.tally.last_request_ms = self._router.ticked_ms
+        if lane.refusal is not None:
+            return lane.refusal
+        body = self._body
+        assert body is not None  # noqa: S101 - planned
+        if not lane.purses:
+            self._claims = ()
+            return None
+        # The same for all budgets of a unit, so it is found once.
+        amounts = amounts_of(lane.card, body, fitted.cap, lane.context)
+        if amounts is None:
+            if lane.text_only:
+                return refusals.not_only_text(lane.text_only)
+            amounts = NO_AMOUNTS
+        self._claims = [Claim(purse, amounts[unit]) for purse, unit in lane.purses]
         return None
-
-    def _claim(self, match: BudgetMatch, cap: int) -> Claim | Refusal:
-        budget, pool = match.budget, self._pool
-        assert self._body is not None  # noqa: S101 - planned
-        assert pool is not None  # noqa: S101 - planned
-        purse = self._router.wallet.purse(budget, match.namespace, match.key)
-        if budget.enforcement == "Enforce":
-            if budget.unit == "USD" and (pool.card is None or not budget.price_known):
-                return refusals.price_unknown(purse.label, pool.pool)
-            if budget.unit != "Requests" and not self._body.text_only:
-                return refusals.not_only_text(purse.label)
-        return Claim(purse, reserve_amount(budget.unit, self._card, self._body, cap))
 
     # --- 2. reserve ---
 
     def _reserve(self) -> None:
+        if not self._claims:
+            self._find_replica()
+            return
         self._stage = Stage.RESERVING
-        outcome = self._router.session.reserve(self._claims)
-        if isinstance(outcome, Reservation):
+        outcome = self._router.session.reserve(self._claims, self._router.now())
+        if type(outcome) is Reservation:
             self._reservation = outcome
             self._find_replica()
-        elif outcome is None or outcome.lack in {"Exhausted", "Paced", "TooLarge"}:
+        else:
+            self._short_of_money(outcome)
+
+    def _short_of_money(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Shortage) and outcome.purse.gone:
+            self._router.forget_plans()
+            self.replan()
+        elif not isinstance(outcome, Shortage) or outcome.lack in {"Exhausted", "Paced", "TooLarge"}:
             self._no_money(outcome)
         else:
             self._wait_for_money(outcome)
@@ -236,102 +276,163 @@ class Exchange:
         else:
             self._no_money(outcome)
 
-    def _no_money(self, shortage: Shortage | None) -> None:
+    def _no_money(self, shortage: Outcome) -> None:
         session = self._router.session
-        if shortage is None:
+        if not isinstance(shortage, Shortage):
             enforced = next(claim for claim in self._claims if claim.purse.enforced)
             self._refuse(refusals.ledger_unreachable(enforced.purse.label))
             return
-        refusal = refusals.by_budget(shortage, self._caller, self._labels, session.ledger_ms())
-        self._router.log_refusal(refusal, shortage.purse.label, self._caller.namespace, self._request.request_id)
+        caller = self._owner.caller
+        refusal = refusals.by_budget(shortage, caller, self._owner.labels, session.ledger_ms())
+        self._router.log_refusal(refusal, shortage.purse.label, caller.namespace, self._request.id.decode())
         self._refuse(refusal)
 
     # --- 3. find a replica ---
 
     def _find_replica(self) -> None:
-        fitted = self._fit
-        assert fitted is not None  # noqa: S101 - planned
+        lane, body = self._lane, self._body
+        assert lane is not None  # noqa: S101 - planned
+        assert body is not None  # noqa: S101 - planned
         self._stage = Stage.PLACING
-        route = fitted.route
-        now = self._router.now()
-        place = Place(self, route.max_wait_ms / 1000, route.max_cold_start_wait_ms / 1000, now, self._tried)
-        replica = self._line.enter(place)
+        line = lane.line
+        if self._key == NO_PREFIX and body.size > SHORTEST and line.chooses():
+            self._key = prefix_key(memoryview(body.prompt))
+        replica = line.enter(self._key, self._tried)
         if replica is not None:
-            self.placed(replica)
-            return
-        self._waiting_since = now
-        self._place = place
-        if not self._line.wait(place):
+            self._replica = replica
+            self._send(fresh=False)
+        elif not (lane.route.fallbacks and line.empty() and self._fall_back("ScaledToZero")):
+            self._wait_in_line(lane)
+
+    def _wait_in_line(self, lane: Lane) -> None:
+        now, route, fitted, body = self._router.now(), lane.route, self._fit, self._body
+        assert fitted is not None  # noqa: S101 - planned
+        assert body is not None  # noqa: S101 - planned
+        amounts = amounts_of(lane.card, body, fitted.cap, lane.context) or NO_AMOUNTS
+        place = self._new_place(
+            route.max_wait_ms / 1000,
+            route.max_cold_start_wait_ms / 1000,
+            now,
+            amounts[USD] or fitted.estimate + fitted.cap,
+        )
+        self._waiting_since, self._place = now, place
+        if not lane.line.wait(place):
             self._place = None
-            self._refuse(refusals.queue_full(self._line.config.pool, None))
+            self._no_room(refusals.queue_full(lane.pool, None))
 
     def placed(self, replica: Replica) -> None:
         """A slot of this replica is ours."""
-        if self._place is not None:
-            self._place = None
-            self._waited += self._router.now() - self._waiting_since
+        self._place = None
+        self._waited += self._router.now() - self._waiting_since
         self._replica = replica
-        self._router.engine_started(replica)
         self._send(fresh=False)
 
     def timed_out(self, *, cold: bool) -> None:
         """Nobody had room for us in time."""
         self._place = None
-        fitted, body = self._fit, self._body
+        lane, body = self._lane, self._body
         assert body is not None  # noqa: S101 - planned
-        waited = self._router.now() - self._waiting_since
+        line = lane.line if lane is not None else self._parked
+        assert line is not None  # noqa: S101 - it waited there
         if cold:
-            self._refuse(refusals.pool_waking(body.model, waited, self._line.config.cold_start_s))
+            waited = self._router.now() - self._waiting_since
+            self._refuse(refusals.pool_waking(body.model, waited, line.config.cold_start_s))
         else:
-            self._refuse(refusals.queue_full(self._line.config.pool, fitted.route if fitted else None))
+            self._no_room(refusals.queue_full(line.config.pool, lane.route if lane is not None else None))
+
+    def shed(self) -> None:
+        """Somebody with more right to it took our place in the line."""
+        self._place = None
+        plan, lane = self._plan, self._lane
+        assert plan is not None  # noqa: S101 - planned
+        pool = lane.pool if lane is not None else ""
+        self._router.telemetry.shed.add((pool, plan.priority))
+        self._no_room(refusals.queue_full(pool, None))
+
+    def _no_room(self, refusal: Refusal) -> None:
+        if not self._fall_back("Saturated"):
+            self._refuse(refusal)
 
     # --- 4. send ---
 
     def _send(self, *, fresh: bool) -> None:
-        replica, pool = self._replica, self._pool
+        router, replica, lane, request = self._router, self._replica, self._lane, self._request
         assert replica is not None  # noqa: S101 - placed
-        assert pool is not None  # noqa: S101 - planned
-        if not self._forward:
-            self._forward = self._spliced(pool)
+        assert lane is not None  # noqa: S101 - planned
+        if router.place.engine:
+            router.engine_started(replica)
+        first, tail = self._forward or self._spliced(lane)
         self._stage = Stage.SENT
-        self._sent_at = self._router.now()
+        now = self._sent_at = router.now()
+        lane.retries.request(now)
         self._head = self._meter = None
-        self._forget_answer()
-        head = self._request_head(replica, pool)
-        self._call = self._router.upstreams.pool(replica.target).start(self, head, self._forward, fresh=fresh)
+        if self._size:
+            self._forget_answer()
+        head = request.head.forward or forwarded_head(request.head)
+        more = b"" if replica.local else self._hop_lines(lane)
+        if request.trace or self._span is not None:
+            more += self._trace_lines()
+        head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (head, more, request.id, len(first) + len(tail))
+        connections = replica.connections
+        assert connections is not None  # noqa: S101 - see Router.set_endpoints
+        self._call = connections.start(self, head, (first, tail), fresh=fresh)
 
-    def _spliced(self, pool: PoolConfig) -> bytes:
+    def _spliced(self, lane: Lane) -> tuple[Buffer, bytes]:
         body, fitted = self._body, self._fit
         assert body is not None  # noqa: S101 - planned
         assert fitted is not None  # noqa: S101 - planned
-        served = pool.pool.partition("/")[2]
-        return splice(body, edits_for(body, served, fitted.cap if body.generates else None))
+        self._forward = forward(body, lane.served, fitted.cap if body.path.generates else None)
+        return self._forward
 
-    def _request_head(self, replica: Replica, pool: PoolConfig) -> bytes:
-        request = self._request
-        lines = [b"POST %b HTTP/1.1\r\nhost: engine" % request.path]
-        lines += [b"%b: %b" % (name, request.headers[name]) for name in _FORWARDED if name in request.headers]
-        lines.append(b"x-request-id: %b" % request.request_id.encode())
+    def _hop_lines(self, lane: Lane) -> bytes:
         token = self._router.hop_token
-        if token and not replica.local:
-            lines.append(b"x-fairlead-hop: %b;%b" % (request.request_id.encode(), pool.pool.encode()))
-            lines.append(b"x-fairlead-router-token: %b" % token.encode())
-        lines.append(b"content-length: %d\r\n\r\n" % len(self._forward))
-        return b"\r\n".join(lines)
+        if not token:
+            return b""
+        return b"x-fairlead-hop: %b;%b\r\nx-fairlead-router-token: %b\r\n" % (
+            self._router.name, lane.pool.encode(), token,
+        )  # fmt: skip
+
+    def _trace_lines(self) -> bytes:
+        request = self._request
+        if self._span is not None:
+            return trace_lines(request, self._span.traceparent)
+        return trace_lines(request, request.trace) if parse_traceparent(request.trace) is not None else b""
 
     # --- 5. the answer ---
+
+    def upstream_load(self, load: bytes) -> None:
+        """The replica's router says how busy its engine is."""
+        if self._replica is not None:
+            self._replica.hear(load, self._router.now())
+
+    def upstream_whole(self, head: Head, body: bytes) -> None:
+        """The answer came at once."""
+        if head.status == OK and not head.events:
+            self._connect_s, self._call = self._took(), None
+            self._whole_answer(head, body)
+            return
+        self.upstream_head(head)
+        self.upstream_data(body)
+        self.upstream_end()
 
     def upstream_head(self, head: Head) -> None:
         """The engine answers."""
         self._head = head
         body = self._body
-        if (
-            head.status == OK
-            and body is not None
-            and body.stream
-            and head.get(b"content-type").startswith(b"text/event")
-        ):
-            self._meter = StreamMeter(self._note, asked=body.include_usage)
+        if head.status == OK and head.events and body is not None and body.stream:
+            self._meter = StreamMeter(reader(self._path), self._note, asked=body.include_usage)
+
+    def upstream_frames(self, frames: bytes) -> None:
+        """Chunks of a stream: those that hold nothing of ours pass as they are."""
+        meter, client = self._meter, self._client
+        if meter is not None:
+            if self._stage is Stage.SENT:
+                self._begin_stream()
+            if client.takes_frames() and meter.passes(frames):
+                self._bytes_out += len(frames)
+                client.stream_frames(frames)
+                return
+        self.upstream_data(cut(frames).payload())
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes of the answer: a stream passes, everything else is kept until it is whole."""
@@ -341,12 +442,15 @@ class Exchange:
             return
         if self._stage is Stage.SENT:
             self._begin_stream()
+        self._bytes_out += len(data)
         self._client.stream(meter.feed(data))
 
     def _keep(self, data: bytes) -> None:
         memory = self._router.answers
         if memory.take(len(data)):
             self._size += len(data)
+            if self._answer is None:
+                self._answer = []
             self._answer.append(data)
             return
         self._drop_call()
@@ -357,17 +461,20 @@ class Exchange:
 
     def _forget_answer(self) -> None:
         self._router.answers.give(self._size)
-        self._answer, self._size = [], 0
+        self._answer, self._size = None, 0
+
+    def _took(self) -> float:
+        return self._call.took if self._call is not None else 0.0
 
     def upstream_end(self) -> None:
         """The answer is whole."""
-        self._call = None
+        self._connect_s, self._call = self._took(), None
         head = self._head
         assert head is not None  # noqa: S101 - the end comes after the head
         if self._meter is not None:
             self._end_stream(self._meter)
             return
-        body = self._answer[0] if len(self._answer) == 1 else b"".join(self._answer)
+        body = b"".join(self._answer or ())
         if head.status == OK:
             self._whole_answer(head, body)
         elif head.status in RETRIED:
@@ -400,21 +507,27 @@ class Exchange:
             self._over("cancelled" if self._slow else "upstream_error")
             self._client.break_stream()
         elif stale:
-            self._send(fresh=True)
+            self._again_on_a_new_connection()
         elif late:
             # Whoever waited that long would hardly wait for another try.
             self._replica_failed()
             self._upstream_error(reason)
         else:
-            self._replica_failed()
+            self._replica_failed(reached=self._head is not None)
             self._try_again(reason)
+
+    def _again_on_a_new_connection(self) -> None:
+        if self._router.place.engine and self._replica is not None:
+            self._router.engine_ended(self._replica)
+        self._send(fresh=True)
 
     def _begin_stream(self) -> None:
         head, router = self._head, self._router
         assert head is not None  # noqa: S101 - data comes after the head
         self._stage = Stage.STREAMING
         self._first_at = router.now()
-        self._client.begin_stream(OK, passed_headers(head) + self._stream_headers(), None)
+        self._status = OK
+        self._client.begin_stream(OK, passed_headers(head) + self._stream_lines(), None)
 
     def _end_stream(self, meter: StreamMeter) -> None:
         if self._stage is Stage.SENT:
@@ -430,41 +543,58 @@ class Exchange:
         self._client.end_stream()
 
     def _whole_answer(self, head: Head, body: bytes) -> None:
-        reading = read_answer(body)
+        reading = reader(self._path).whole(body)
         if reading.aborted:
             self._replica_failed()
             self._try_again("aborted it")
             return
         self._replica_answered()
-        self._first_at = self._router.now()
-        self._settle(reading.usage, "Usage" if reading.usage is not None else "Bound")
+        usage = reading.usage
+        self._settle(usage, "Usage" if usage is not None else "Bound")
+        self._status, self._bytes_out = OK, len(body)
         self._over("ok")
-        headers = passed_headers(head) + self._answer_headers()
-        self._client.send(_whole(OK, headers, body, close=not self._client.keeps_alive()))
+        client, cost = self._client, self._cost
+        lines = head.passed or passed_headers(head)
+        priced = usd_line(cost) if cost is not None else b""
+        close = b"" if client.keeps_alive() else b"connection: close\r\n"
+        client.send(
+            b"HTTP/1.1 200 OK\r\n%b%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (lines, self._stream_lines(), priced, close, len(body), body)
+        )
 
     def _pass_error(self, head: Head, body: bytes) -> None:
         """The engine refuses the request itself: its words, our headers, no charge."""
         self._replica_answered()
+        self._status, self._bytes_out = head.status, len(body)
         self._over(f"engine_{head.status}")
+        client = self._client
         if b'"error"' not in body:
-            self._client.refuse(Refusal(head.status, "engine_refused", body[:500].decode("utf-8", "replace")))
+            client.refuse(Refusal(head.status, "engine_refused", body[:500].decode("utf-8", "replace")))
             return
-        headers = [*passed_headers(head), (b"x-request-id", self._request.request_id.encode())]
-        self._client.send(_whole(head.status, headers, body, close=not self._client.keeps_alive()))
+        lines = passed_headers(head) + b"x-request-id: %b\r\n" % self._request.id
+        if not client.keeps_alive():
+            lines += b"connection: close\r\n"
+        start = b"HTTP/1.1 %d %b\r\n" % (head.status, reason_phrase(head.status).encode())
+        client.send(b"%b%bcontent-length: %d\r\n\r\n%b" % (start, lines, len(body), body))
 
     # --- 6. again, elsewhere ---
 
     def _try_again(self, reason: str) -> None:
-        """Another replica of the same pool, while no byte went to the client."""
-        replica = self._replica
+        """Another replica of the same pool, while no byte went to the client and the pool's retries are not used up."""
+        replica, lane, router = self._replica, self._lane, self._router
         assert replica is not None  # noqa: S101 - it was sent
+        assert lane is not None  # noqa: S101 - planned
         self._tries += 1
         self._tried = (*self._tried, replica)
         self._free_slot()
-        others = [other for other in self._line.replicas if other not in self._tried]
+        others = any(other not in self._tried for other in lane.line.replicas)
         if self._tries >= MAX_TRIES or not others:
             self._upstream_error(reason)
+        elif not lane.retries.allow(router.now()):
+            router.telemetry.retries.add((lane.pool, "no_budget"))
+            self._upstream_error(reason)
         else:
+            router.telemetry.retries.add((lane.pool, "tried"))
             self._find_replica()
 
     def _wait_for_others(self) -> None:
@@ -477,146 +607,132 @@ class Exchange:
 
     def _take_larger_route(self, head: Head, body: bytes) -> None:
         """The estimate was too small: the next larger route, if the budgets give what it costs more."""
-        policy, fitted, ours = self._policy, self._fit, self._body
-        assert policy is not None  # noqa: S101 - planned
+        plan, fitted, ours = self._plan, self._fit, self._body
+        assert plan is not None  # noqa: S101 - planned
         assert fitted is not None  # noqa: S101 - planned
         assert ours is not None  # noqa: S101 - planned
         self._upsized = True
-        larger = fit(policy, ours, self._router.calibration(policy), fitted.index + 1)
+        larger = fit(plan.policy, ours, plan.calibration, fitted.index + 1)
         if isinstance(larger, Refusal):
             self._pass_error(head, body)
             return
         self._replica_answered()
         self._free_slot()
+        self._move(larger, self._router.pick(plan, larger.index))
+
+    def _fall_back(self, trouble: Trouble) -> bool:
+        """Go to the route's next pool for such a trouble; false if there is none that has replicas and a price."""
+        plan, lane, fitted = self._plan, self._lane, self._fit
+        if plan is None or lane is None or fitted is None:
+            return False
+        for fallback in lane.route.fallbacks:
+            if trouble not in fallback.when or fallback.pool in self._fallen or fallback.pool == lane.pool:
+                continue
+            self._fallen = (*self._fallen, fallback.pool)
+            other = plan.lane(fitted.index, fallback.pool, "Fallback")
+            if other.refusal is None and not other.line.empty():
+                lane.line.wake()
+                self._free_slot()
+                self._move(fitted, other)
+                return True
+        return False
+
+    def _move(self, fitted: Fit, lane: Lane) -> None:
+        """Go to another pool, if the budgets give what it costs more."""
         self._tried = ()
-        refusal = self._aim(larger)
+        refusal = self._aim(fitted, lane)
+        session, reservation = self._router.session, self._reservation
         if refusal is not None:
             self._refuse(refusal)
-        elif (
-            self._reservation is None
-            or not self._claims
-            or self._router.session.extend(self._reservation, self._claims) is None
-        ):
+        elif reservation is None or not self._claims or session.extend(reservation, self._claims) is None:
             self._find_replica()
         else:
             # More is needed than is held. Nothing has run, so give back what is reserved and wait like anyone else.
-            self._router.session.settle(self._reservation, [0] * len(self._claims))
+            session.settle(reservation, [0] * len(self._claims))
             self._reservation = None
             self._reserve()
 
     def _upstream_error(self, reason: str) -> None:
-        pool = self._line.config.pool
-        self._refuse(refusals.upstream_error(pool, max(1, self._tries), reason))
+        lane = self._lane
+        pool = lane.pool if lane is not None else ""
+        if not self._fall_back("Unavailable"):
+            self._refuse(refusals.upstream_error(pool, max(1, self._tries), reason))
 
     # --- 7. money ---
 
     def _settle(self, usage: Usage | None, basis: Basis) -> None:
         """Charge what ran. Without usage: what was streamed, or the bound."""
-        body, fitted = self._body, self._fit
-        if self._settled or body is None or fitted is None:
+        lane, body = self._lane, self._body
+        if self._settled or body is None or lane is None:
             return
         self._settled = True
-        bound, most = prompt_bound(body), body.outputs * fitted.cap
+        if body.path.free:
+            self._settle_free()
+            return
         if usage is not None:
             prompt, cached, output = usage.prompt_tokens, usage.cached, usage.output
-        elif basis == "Streamed":
-            estimate = self._router.calibration_of(self._line.config.pool).estimate(body.size)
-            events = self._meter.events if self._meter is not None else 0
-            prompt, cached, output = min(estimate, bound), 0, min(events, most)
         else:
-            prompt, cached, output = bound, 0, most
-        cost = charge_nano(self._card, prompt, cached, output) if self._card is not None else 0
-        self._cost = cost if self._card is not None else None
-        if self._reservation is not None and self._claims:
-            charges = [self._charge(claim, cost, prompt + output) for claim in self._claims]
-            self._router.session.settle(self._reservation, charges)
-        self._record(basis, Spent(prompt, cached, output, cost))
-
-    def _charge(self, claim: Claim, cost: int, tokens: int) -> int:
-        unit = claim.purse.budget.unit
-        return cost if unit == "USD" else tokens if unit == "Tokens" else 1
-
-    def _record(self, basis: Basis, spent: Spent) -> None:
-        router, fitted, body, replica = self._router, self._fit, self._body, self._replica
-        assert fitted is not None  # noqa: S101 - planned
-        assert body is not None  # noqa: S101 - planned
-        pool, card = self._line.config.pool, self._card
-        dimension = Dimension(
-            self._caller.namespace, self._caller.name, self._labels.feature or "", body.model, pool,
-            replica.variant if replica is not None else "", fitted.route.name, basis,
-            card.version if card is not None else 0,
-        )  # fmt: skip
-        router.book.add(router.ledger_or_wall_ms(), dimension, spent)
+            prompt, cached, output = self._without_usage(lane, body, basis)
+        card, router = lane.card, self._router
+        cost = 0
+        if card is not None:
+            cost = self._cost = charge_nano(card, prompt, cached, output)
+        if self._reservation is not None:
+            charged = (cost, prompt + output, 1)
+            router.session.settle(self._reservation, [charged[unit] for _, unit in lane.purses])
+        spent = self._spent = Spent(prompt, cached, output, cost)
+        variant = self._replica.variant if self._replica is not None else ""
+        router.book.add(lane.row(variant, basis), router.book_ms, spent)
+        lane.series.settled(prompt - cached, cached, output, card, cost)
         if basis == "Usage":
-            router.calibration_of(pool).observe(body.size + body.tools_size, spent.prompt)
-        router.count_tokens(self._caller.namespace, pool, card, spent)
-        tally = router.tally(pool)
-        tally.prompt += spent.prompt
-        tally.cached += spent.cached
-        tally.output += spent.output
-        tally.nano_usd += spent.nano_usd
-        router.telemetry.cost.observe((pool, fitted.route.name), spent.nano_usd / NANO_PER_USD)
-        self._observe_latency(tally.ttft.add, tally.tpot.add, spent.output)
+            lane.calibration.observe(body.size + body.extra_bytes, body.kind, prompt)
 
-    def _observe_latency(self, ttft: Observer, tpot: Observer, output: int) -> None:
-        router, fitted = self._router, self._fit
-        if self._meter is None or not self._first_at or fitted is None:
-            return
-        labels = (self._line.config.pool, fitted.route.name, PRIORITY)
-        now = router.now()
-        first = self._first_at - self._request.arrived
-        ttft(now, first)
-        router.telemetry.ttft.observe(labels, first)
-        if output > 1:
-            gap = (now - self._first_at) / (output - 1)
-            tpot(now, gap)
-            router.telemetry.tpot.observe(labels, gap)
+    def _settle_free(self) -> None:
+        """Counted, not charged."""
+        self._cost = 0
+        if self._reservation is not None:
+            lane = self._lane
+            assert lane is not None  # noqa: S101 - it was reserved for
+            self._router.session.settle(self._reservation, [int(unit == REQUESTS) for _, unit in lane.purses])
+
+    def _without_usage(self, lane: Lane, body: Body, basis: Basis) -> tuple[int, int, int]:
+        """Prompt, cached and output tokens of a request whose engine never told them; never above its bounds."""
+        fitted = self._fit
+        assert fitted is not None  # noqa: S101 - planned
+        most = body.outputs * fitted.cap
+        bound = prompt_bound(body, lane.context)
+        if basis == "Streamed":
+            events = self._meter.events if self._meter is not None else 0
+            estimate = fitted.estimate
+            if body.prompts > 1:
+                estimate = lane.calibration.estimate(body.size + body.extra_bytes, body.kind)
+            return estimate if bound is None else min(estimate, bound), 0, min(events, most)
+        return fitted.estimate if bound is None else bound, 0, most
 
     # --- 8. what the client is told ---
 
     def _note(self, usage: Usage | None, in_chunk: bool) -> bytes:
         """The cost of a stream, once its usage is known; settles first, so that what remains is exact."""
+        lane = self._lane
+        assert lane is not None  # noqa: S101 - it streams
         if usage is not None:
             self._settle(usage, "Usage")
-        pool = self._line.config.pool.partition("/")[2]
+        remaining = lane.remaining()
         if in_chunk:
-            left = ",".join(f'"{name}":"{text}"' for name, text in self._remaining())
+            left = ",".join(f'"{name}":"{text}"' for name, text in remaining)
             cost = f'"cost_usd":"{usd(self._cost)}",' if self._cost is not None else ""
-            return f'"fairlead":{{{cost}"budget_remaining":{{{left}}},"pool":"{pool}"}}'.encode()
+            return f'"fairlead":{{{cost}"budget_remaining":{{{left}}},"pool":"{lane.served}"}}'.encode()
         words = [f"cost_usd={usd(self._cost)}"] if self._cost is not None and usage is not None else []
-        left = ",".join(f"{name}:{text}" for name, text in self._remaining())
+        left = ",".join(f"{name}:{text}" for name, text in remaining)
         words += [f"budget_remaining={left}"] if left else []
-        return f": fairlead {' '.join([*words, f'pool={pool}'])}\n\n".encode()
+        return f": fairlead {' '.join([*words, f'pool={lane.served}'])}\n\n".encode()
 
-    def _remaining(self) -> list[tuple[str, str]]:
-        """What is left of the budgets of the caller's own namespace."""
-        found = []
-        for claim in self._claims:
-            budget, holding = claim.purse.budget, claim.purse.current
-            if holding is not None and budget.namespace == self._caller.namespace:
-                found.append((budget.name, remaining_text(holding.remaining(), budget.unit)))
-        return found
-
-    def _stream_headers(self) -> list[tuple[bytes, bytes]]:
-        fitted = self._fit
+    def _stream_lines(self) -> bytes:
+        lane, fitted = self._lane, self._fit
+        assert lane is not None  # noqa: S101 - planned
         assert fitted is not None  # noqa: S101 - planned
-        headers = [
-            (b"x-request-id", self._request.request_id.encode()),
-            (b"x-fairlead-pool", self._line.config.pool.partition("/")[2].encode()),
-            (b"x-fairlead-cache", b"off"),
-        ]
-        if fitted.clamped:
-            headers.append((b"x-fairlead-max-tokens", str(fitted.cap).encode()))
-        return headers
-
-    def _answer_headers(self) -> list[tuple[bytes, bytes]]:
-        headers = self._stream_headers()
-        if self._cost is not None:
-            headers.append((b"x-fairlead-cost-usd", usd(self._cost).encode()))
-        remaining = ", ".join(f"{name}={text}" for name, text in self._remaining())
-        if remaining:
-            headers.append((b"x-fairlead-budget-remaining", remaining.encode()))
-        return headers
+        lines = b"x-request-id: %b\r\n%b" % (self._request.id, lane.lines())
+        return lines + b"x-fairlead-max-tokens: %d\r\n" % fitted.cap if fitted.clamped else lines
 
     # --- 9. the client ---
 
@@ -624,14 +740,16 @@ class Exchange:
         """Stop the engine at once; what ran is charged."""
         ran = self._stage in {Stage.SENT, Stage.STREAMING}
         self._drop_call()
-        if self._place is not None:
-            self._line.leave(self._place)
-            self._place = None
+        place, self._place = self._place, None
+        line = self._lane.line if self._lane is not None else self._parked
+        if place is not None and line is not None:
+            line.leave(place)
         if self._waiter is not None:
             self._router.session.cancel(self._waiter)
             self._waiter = None
         if ran:
             self._settle(None, "Streamed")
+        self._status = CLIENT_CLOSED
         self._over("cancelled")
 
     def client_slow(self) -> None:
@@ -649,6 +767,7 @@ class Exchange:
     # --- 10. the end ---
 
     def _refuse(self, refusal: Refusal) -> None:
+        self._status = refusal.status
         self._over(refusal.code)
         self._client.refuse(refusal)
 
@@ -657,44 +776,99 @@ class Exchange:
         if self._stage is Stage.OVER:
             return
         self._stage = Stage.OVER
+        replica = self._replica
         self._free_slot()
-        self._forget_answer()
-        if self._reservation is not None and not self._settled and self._claims:
+        if self._size:
+            self._forget_answer()
+        lane, router = self._lane, self._router
+        if self._reservation is not None and not self._settled:
             self._settled = True
-            self._router.session.settle(self._reservation, [0] * len(self._claims))
-        pool = self._line.config.pool
-        route = self._fit.route.name if self._fit is not None else ""
-        self._router.count(self._caller.namespace, pool, route, outcome)
-        if self._sent_at:
-            labels = (pool, route, PRIORITY)
-            self._router.telemetry.wait.observe(labels, self._waited)
-            overhead = self._sent_at - self._request.arrived - self._waited
-            self._router.telemetry.overhead.observe(labels, max(0.0, overhead))
+            router.session.settle(self._reservation, [0] * len(self._claims))
+        if lane is None:
+            router.telemetry.series(self._owner.caller.namespace, "", "", "Standard").outcome(outcome)
+        else:
+            lane.series.outcome(outcome)
+            lane.tally.last_request_ms = router.ticked_ms
+            if self._status == OK:
+                self._count_times(lane)
+        if router.access is not None or self._span is not None:
+            self._report(outcome, replica)
+
+    def _count_times(self, lane: Lane) -> None:
+        now = self._router.now()
+        arrived, sent, first = self._request.arrived, self._sent_at, self._first_at
+        router_s = max(0.0, sent - arrived - self._waited)
+        lane.series.stages(router_s, self._waited, self._connect_s, (first or now) - sent)
+        if first:
+            output = self._spent.output if self._spent is not None else 0
+            lane.series.streamed(now, first - arrived, now - first, output)
+
+    def _report(self, outcome: str, replica: Replica | None) -> None:
+        """One line in the access log, one span: as far as somebody wants them."""
+        router, request, span = self._router, self._request, self._span
+        context = parse_traceparent(request.trace) if span is None else None
+        trace = span.trace_id if span is not None else context.trace_id if context is not None else b""
+        wanted = router.access is not None and router.access.wanted(trace, self._status)
+        if not wanted and (span is None or not span.recording):
+            return
+        record = self._record(outcome, replica, trace)
+        if router.access is not None and wanted:
+            router.access.write(record)
+        if span is not None:
+            span.end(record)
+
+    def _record(self, outcome: str, replica: Replica | None, trace: bytes) -> Record:
+        plan, lane, body, spent = self._plan, self._lane, self._body, self._spent
+        caller, labels, request = self._owner.caller, self._owner.labels, self._request
+        now, sent, first = self._router.now(), self._sent_at, self._first_at
+        return Record(
+            request=request.id.decode(),
+            tenant=caller.namespace,
+            caller=caller.name,
+            feature=labels.feature or "",
+            model=body.model if body is not None else "",
+            pool=lane.pool if lane is not None else "",
+            replica=replica.pod if replica is not None else "",
+            route=lane.route.name if lane is not None else "",
+            priority=plan.priority if plan is not None else "",
+            outcome=outcome,
+            path=self._path.path.decode(),
+            stream=body is not None and body.stream,
+            status=self._status,
+            prompt=spent.prompt if spent is not None else 0,
+            cached=spent.cached if spent is not None else 0,
+            output=spent.output if spent is not None else 0,
+            nano_usd=self._cost,
+            router_s=max(0.0, sent - request.arrived - self._waited) if sent else None,
+            queue_s=self._waited,
+            connect_s=self._connect_s,
+            engine_s=(first or now) - sent if sent else None,
+            stream_s=now - first if first else None,
+            ttft_s=first - request.arrived if first else None,
+            bytes_in=len(request.body),
+            bytes_out=self._bytes_out,
+            trace_id=trace,
+        )
 
     def _free_slot(self) -> None:
         replica, self._replica = self._replica, None
-        if replica is not None:
-            self._router.engine_ended(replica)
-            self._line.release(replica)
+        lane = self._lane
+        if replica is not None and lane is not None:
+            if self._router.place.engine:
+                self._router.engine_ended(replica)
+            lane.line.release(replica)
 
     def _drop_call(self) -> None:
         call, self._call = self._call, None
         if call is not None:
             call.abort()
 
-    def _replica_failed(self) -> None:
-        if self._replica is not None:
-            self._replica.failed(self._router.now())
+    def _replica_failed(self, *, reached: bool = True) -> None:
+        lane, router = self._lane, self._router
+        if self._replica is not None and lane is not None and self._replica.failed(router.now(), reached=reached):
+            router.telemetry.ejections.add((lane.pool,))
 
     def _replica_answered(self) -> None:
-        if self._replica is not None:
-            self._replica.succeeded()
-
-
-def _whole(status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool) -> bytes:
-    lines = [b"HTTP/1.1 %d %b" % (status, reason_phrase(status).encode())]
-    lines += [b"%b: %b" % pair for pair in headers]
-    lines.append(b"content-length: %d" % len(body))
-    if close:
-        lines.append(b"connection: close")
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+        replica = self._replica
+        if replica is not None and replica.troubled:
+            replica.succeeded()

@@ -110,6 +110,12 @@ class Session:
         self._heartbeat_s = _HEARTBEAT_S
         self._failures = 0
         self._told_at = float("-inf")
+        self._drift = 0.0
+        self.tick()
+
+    def tick(self) -> None:
+        """Now and then: how far the clock that goes on while the machine sleeps is ahead of the cheap one."""
+        self._drift = self._clocks.boot() - self._clocks.now()
 
     # --- for requests ---
 
@@ -117,22 +123,25 @@ class Session:
         """The ledger's clock, carried on by ours; 0 before its first answer."""
         if not self._ledger_ms:
             return 0
-        return self._ledger_ms + int((self._clocks.boot() - self._answered_boot) * 1000)
+        return self._ledger_ms + int((self._clocks.now() + self._drift - self._answered_boot) * 1000)
 
     def fresh(self) -> bool:
         """Whether the ledger still counts this session as alive, so that what it holds may be spent."""
-        return self._clocks.boot() < self._fence_boot
+        return self._clocks.now() + self._drift < self._fence_boot
 
     def reachable(self) -> bool:
         """Whether waiting for the ledger makes sense: a message or two may get lost, a row of them means it is away."""
         return self._failures < _AWAY_AFTER
 
-    def reserve(self, claims: Sequence[Claim]) -> Outcome:
+    def reserve(self, claims: Sequence[Claim], now: float) -> Outcome:
         """Reserve from what is held, in this step. ``None``: the lease has run out and the ledger cannot be asked."""
-        if not self.fresh() and any(claim.purse.enforced and claim.amount for claim in claims):
+        boot = now + self._drift
+        if boot >= self._fence_boot and any(claim.purse.enforced and claim.amount for claim in claims):
             return None if not self.reachable() else Shortage(claims[0].purse, claims[0].amount, "Unknown")
-        outcome = self.wallet.reserve(claims, self.ledger_ms(), self._clocks.now())
-        if isinstance(outcome, Reservation) and self.wallet.low(outcome):
+        ledger_ms = self._ledger_ms + int((boot - self._answered_boot) * 1000) if self._ledger_ms else 0
+        outcome = self.wallet.reserve(claims, ledger_ms, now)
+        if self.wallet.low:
+            self.wallet.low = False
             self._wake.set()
         return outcome
 
@@ -160,7 +169,7 @@ class Session:
 
     def settle(self, reservation: Reservation, charges: Sequence[int]) -> None:
         """Charge a request and release what it did not use."""
-        self.wallet.settle(reservation, charges, self._clocks.now())
+        self.wallet.settle(reservation, charges)
         if self._waiters:
             self._serve()
 
@@ -273,6 +282,7 @@ class Session:
         self._epoch = answer.epoch
         self._ledger_ms, self._answered_boot = answer.now, self._clocks.boot()
         self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
+        self.tick()
         self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, answer.sync_after_ms / 1000))
         self.budgets_version = answer.budgets_version
         now = self._clocks.now()
@@ -321,14 +331,14 @@ class Session:
         for waiter in list(self._waiters):
             if waiter.over:  # whoever was told before gave money back at once, and that served this one
                 continue
-            outcome = self.reserve(waiter.claims)
+            outcome = self.reserve(waiter.claims, self._clocks.now())
             if isinstance(outcome, Reservation) or _final(outcome):
                 self.cancel(waiter)
                 waiter.tell(outcome)
 
     def _time_is_up(self, waiter: Waiter) -> None:
         self.cancel(waiter)
-        waiter.tell(self.reserve(waiter.claims))
+        waiter.tell(self.reserve(waiter.claims, self._clocks.now()))
 
 
 def _final(outcome: Outcome) -> bool:

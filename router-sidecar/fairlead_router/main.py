@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import signal
+import ssl
 import sys
 import time
 import uuid
@@ -17,8 +18,9 @@ from typing import Any, Final
 
 import msgspec
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
+from fairlead_router.access_log import AccessLog
 from fairlead_router.admin import Admin, engine_alive
 from fairlead_router.app import Place, Router, Times
 from fairlead_router.config import WAIT_S, Configuration, Store, read_files
@@ -28,8 +30,18 @@ from fairlead_router.identity import Verifier
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.server import Application, Client, Clients, Limits
-from fairlead_router.settings import Settings, from_process
-from fairlead_router.telemetry import Telemetry
+from fairlead_router.settings import SettingError, Settings, from_process
+from fairlead_router.telemetry import (
+    ACCESS_LOG_DROPPED,
+    BODIES_BYTES,
+    CONFIG_AGE,
+    CONFIG_INFO,
+    CONNECTIONS,
+    REQUESTS_RUNNING,
+    REQUESTS_WAITING,
+    Telemetry,
+)
+from fairlead_router.tracing import TracingUnavailableError, open_tracing
 from fairlead_router.upstream import Patience, Reply, Upstreams, fetch, request_head
 
 log = logging.getLogger(__name__)
@@ -50,6 +62,7 @@ class Parts:
     configuration: Configuration
     admin: Admin
     upstreams: Upstreams
+    telemetry: Telemetry
     hop_token: Token
     operator: Peer | None
     store: Store | None
@@ -70,7 +83,7 @@ class JsonLines(logging.Formatter):
 
 def build(settings: Settings) -> Parts:
     """The composition root."""
-    now = asyncio.get_running_loop().time
+    now = time.monotonic  # the loop's own time has steps of a millisecond
     place = Place(f"{settings.namespace}/{settings.pod}", settings.pool, settings.engine)
     verifier = Verifier(time.time)
     patience = Patience(settings.first_byte_s, settings.between_bytes_s)
@@ -99,10 +112,17 @@ def build(settings: Settings) -> Parts:
         router.configure(index)
         session.kick()
 
-    configuration = Configuration(apply, router.set_endpoints, now)
+    configuration = Configuration(
+        apply, router.set_endpoints, now, lambda reason: telemetry.config_rejected.add((reason,))
+    )
     registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    if settings.access_log:
+        router.access = AccessLog(settings.access_log, asyncio.get_running_loop())
+    if settings.otlp_endpoint:
+        router.tracing = open_tracing(settings.otlp_endpoint, settings.trace_share, place.pod)
     _add_gauges(telemetry, router, configuration)
-    registry.register(telemetry)
     operator = Peer(settings.operator, Token(settings.tokens / "control", now), now) if settings.operator else None
     return Parts(
         settings=settings,
@@ -111,6 +131,7 @@ def build(settings: Settings) -> Parts:
         configuration=configuration,
         admin=Admin(router, configuration, verifier, registry, now()),
         upstreams=upstreams,
+        telemetry=telemetry,
         hop_token=Token(settings.tokens / "router", now),
         operator=operator,
         store=Store(settings.state) if settings.state is not None else None,
@@ -128,13 +149,23 @@ def transport(settings: Settings, now: Callable[[], float]) -> Transport:
 
 
 def _add_gauges(telemetry: Telemetry, router: Router, configuration: Configuration) -> None:
-    telemetry.gauge("fairlead_requests_running", "Requests sent and not answered yet.", ("pool",), router.running)
-    telemetry.gauge("fairlead_requests_waiting", "Requests that wait for a replica.", ("pool",), router.waiting)
-    telemetry.gauge(
-        "fairlead_config_age_seconds",
-        "Since the operator last confirmed the configuration.",
-        (),
-        lambda: [((), configuration.age_s())],
+    telemetry.read(REQUESTS_RUNNING, router.running)
+    telemetry.read(REQUESTS_WAITING, router.waiting)
+    telemetry.read(CONFIG_AGE, lambda: [((), configuration.age_s())])
+    telemetry.read(CONFIG_INFO, lambda: [((configuration.version, configuration.endpoints_version), 1.0)])
+    telemetry.read(ACCESS_LOG_DROPPED, lambda: [((), float(router.access.dropped if router.access is not None else 0))])
+
+
+def _add_client_gauges(parts: Parts, clients: Clients) -> None:
+    def connections() -> list[tuple[tuple[str, ...], float]]:
+        busy, idle = parts.upstreams.count()
+        found = (("client", clients.count()), ("upstream", busy), ("upstream_idle", idle))
+        return [((side,), float(count)) for side, count in found]
+
+    answers = parts.router.answers
+    parts.telemetry.read(CONNECTIONS, connections)
+    parts.telemetry.read(
+        BODIES_BYTES, lambda: [(("requests",), float(clients.bodies.used)), (("answers",), float(answers.used))]
     )
 
 
@@ -146,9 +177,10 @@ async def serve(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     _load(parts)
-    clients = Clients(Limits(), loop.time)
-    admins = Clients(Limits(), loop.time)
-    requests = await _listen(parts.router, clients, settings.listen, settings.port)
+    clients = Clients(Limits(), parts.router.now)
+    admins = Clients(Limits(), parts.router.now)
+    _add_client_gauges(parts, clients)
+    requests = await _listen(parts.router, clients, settings.listen, settings.port, tls_context(settings))
     admin = await _listen(parts.admin, admins, settings.listen, settings.admin_port)
     drain = await _listen_for_drain(parts)
     _freeze()
@@ -167,6 +199,10 @@ async def serve(settings: Settings) -> None:
     if drain is not None:
         drain.close()
     parts.upstreams.close()
+    if parts.router.access is not None:
+        await parts.router.access.close()
+    if parts.router.tracing is not None:
+        await asyncio.to_thread(parts.router.tracing.close)
 
 
 def _load(parts: Parts) -> None:
@@ -180,9 +216,22 @@ def _load(parts: Parts) -> None:
             parts.configuration.take(kept)
 
 
-async def _listen(app: Application, clients: Clients, host: str, port: int) -> asyncio.Server:
+async def _listen(
+    app: Application, clients: Clients, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Client(app, Limits(), clients), host, port, backlog=4096)
+    return await loop.create_server(lambda: Client(app, Limits(), clients), host, port, backlog=4096, ssl=tls)
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS for the port of requests, if a certificate is given; raises OSError for files that cannot be read."""
+    if settings.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 async def _listen_for_drain(parts: Parts) -> asyncio.Server | None:
@@ -211,7 +260,7 @@ def _background(parts: Parts, clients: tuple[Clients, ...]) -> list[Any]:
 
         work.append(parts.configuration.follow(poll, parts.store))
     if parts.settings.engine:
-        work.append(_learn_context(parts.router))
+        work += [_learn_context(parts.router), parts.router.engine_load.follow(parts.router.engine_pool)]
     return work
 
 
@@ -221,8 +270,8 @@ async def _tick(parts: Parts, clients: tuple[Clients, ...]) -> None:
         for group in clients:
             group.check()
         parts.upstreams.check()
-        parts.router.advance()
-        parts.router.hop_token = parts.hop_token.get()
+        parts.router.tick()
+        parts.router.hop_token = parts.hop_token.get().encode()
         await asyncio.sleep(_TICK_S)
 
 
@@ -264,7 +313,11 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    uvloop.run(serve(from_process(sys.argv[1:])))
+    try:
+        uvloop.run(serve(from_process(sys.argv[1:])))
+    except (SettingError, TracingUnavailableError) as error:
+        log.error("the router cannot start: %s", error)  # noqa: TRY400 - the words say it; a trace would not
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """The target side of a hop: a request that another router admitted goes to this pod's engine as it came."""
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from fairlead_router.answers import Refusal
-from fairlead_router.exchange import passed_headers
+from fairlead_router.exchange import forwarded_head, passed_headers, trace_lines
+from fairlead_router.frames import cut
 from fairlead_router.server import Client, Request
-from fairlead_router.upstream import Call, Head
+from fairlead_router.tracing import parse_traceparent
+from fairlead_router.upstream import LOAD, Call, Head
 
 if TYPE_CHECKING:
     from fairlead_router.app import Router
 
-_FORWARDED: Final = (b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"x-request-id")
+
+_ID: Final = re.compile(rb"[A-Za-z0-9-]{1,128}")
 
 
 class Passage:
@@ -31,14 +35,32 @@ class Passage:
         self._router.engine_running(1)
         self._send(fresh=False)
 
-    def upstream_head(self, head: Head) -> None:
-        """The engine answers."""
+    def upstream_load(self, load: bytes) -> None:
+        """An engine says nothing of the kind."""
+
+    def upstream_whole(self, head: Head, body: bytes) -> None:
+        """The answer came at once."""
+        self.upstream_head(head, len(body))
+        self._client.stream(body)
+        self.upstream_end()
+
+    def upstream_head(self, head: Head, length: int | None = None) -> None:
+        """The engine answers. Its load is told first, where the entry router finds it without parsing."""
         self._begun = True
-        self._client.begin_stream(head.status, passed_headers(head), head.length)
+        load = self._router.engine_load.header()
+        lines = b"%b: %b\r\n%b" % (LOAD, load, passed_headers(head)) if load else passed_headers(head)
+        self._client.begin_stream(head.status, lines, head.length if length is None else length)
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes pass."""
         self._client.stream(data)
+
+    def upstream_frames(self, frames: bytes) -> None:
+        """Chunks pass as they are."""
+        if self._client.takes_frames():
+            self._client.stream_frames(frames)
+        else:
+            self._client.stream(cut(frames).payload())
 
     def upstream_end(self) -> None:
         """The answer is whole."""
@@ -75,10 +97,12 @@ class Passage:
 
     def _send(self, *, fresh: bool) -> None:
         request = self._request
-        lines = [b"POST %b HTTP/1.1\r\nhost: engine" % request.path]
-        lines += [b"%b: %b" % (name, request.headers[name]) for name in _FORWARDED if name in request.headers]
-        lines.append(b"content-length: %d\r\n\r\n" % len(request.body))
-        self._call = self._router.engine_pool().start(self, b"\r\n".join(lines), request.body, fresh=fresh)
+        head = request.head.forward or forwarded_head(request.head)
+        if request.trace and parse_traceparent(request.trace) is not None:
+            head += trace_lines(request, request.trace)
+        entry_id = request.asked_id if _ID.fullmatch(request.asked_id) is not None else request.id
+        head += b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (entry_id, len(request.body))
+        self._call = self._router.engine_pool().start(self, head, (request.body,), fresh=fresh)
 
     def _end(self) -> None:
         self._call = None

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from fairlead_router.answers import NO_RETRY, Refusal
-from fairlead_router.contract import BudgetConfig, PolicyConfig, PoolConfig, RouterConfig
+from fairlead_router.contract import BudgetConfig, PolicyConfig, PoolConfig, Priority, RouterConfig
 
 MAX_KEY: Final = 128
 """Characters of a feature or workflow that a client may name."""
@@ -25,6 +25,7 @@ class Labels(msgspec.Struct, frozen=True):
 
     feature: str | None = None
     workflow: str | None = None
+    priority: Priority | None = None
 
 
 class BudgetMatch(msgspec.Struct, frozen=True):
@@ -85,9 +86,9 @@ def _check_routes(policy: PolicyConfig, pools: dict[str, PoolConfig]) -> None:
     for route in policy.routes:
         if not route.pools:
             raise ConfigError(f"{where}: route {route.name} has no pools")
-        for ref in route.pools:
-            if ref.pool not in pools:
-                raise ConfigError(f"{where}: route {route.name} names pool {ref.pool}, which the configuration lacks")
+        for pool in (*(ref.pool for ref in route.pools), *(fallback.pool for fallback in route.fallbacks)):
+            if pool not in pools:
+                raise ConfigError(f"{where}: route {route.name} names pool {pool}, which the configuration lacks")
 
 
 def find_policy(index: Index, namespace: str, model: str) -> PolicyConfig | Refusal:

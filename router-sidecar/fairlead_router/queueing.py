@@ -1,26 +1,31 @@
-"""Waiting for a replica: first come, first served, in one line for each pool, bounded in length and in time.
+"""Waiting for a replica: one line for each pool, bounded in length and in time.
 
-A request whose size no route is known to take, because the pool's engine never told its context, is parked beside the
-line: it counts as held, so that the pool is woken, and is looked at again when the configuration changes.
+What a pool admits is up to its replicas: `Fleet.take` finds room or does not. While there is none, requests wait here
+instead of in an engine's own queue, from which nobody could call them back: the next slot goes to the highest priority,
+and within it to the tenants in turn, by cost (`fairness`). When the line is full, who has least right to wait leaves.
 
 A request waits either because every replica has its slots full (at most the route's maxWait) or because the pool has no
-replica (at most its maxColdStartWait); while it waits it may pass from one state to the other.
+replica (at most its maxColdStartWait); while it waits it may pass from one state to the other. A request whose size no
+route is known to take, because the pool's engine never told its context, is parked beside the line: it counts as held,
+so that the pool is woken, and is looked at again when the configuration changes.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from fairlead_router.contract import PoolConfig
-from fairlead_router.replicas import Replica, choose, merged
+from fairlead_router.affinity import NO_PREFIX, Key
+from fairlead_router.contract import PoolConfig, Priority
+from fairlead_router.fairness import FairQueue
+from fairlead_router.gauges import Peaks
+from fairlead_router.replicas import Fleet, Replica
 
 MAX_LENGTH: Final = 1_000
 
 
 class Guest(Protocol):
-    """A request that wants a replica."""
+    """A request that wants a replica. Of the four calls it gets one, and may answer it with any call of the line."""
 
     def placed(self, replica: Replica) -> None:
         """A slot of this replica is yours; give it back with ``release``."""
@@ -28,169 +33,196 @@ class Guest(Protocol):
     def timed_out(self, *, cold: bool) -> None:
         """The time to wait is over; ``cold``: no replica appeared."""
 
+    def shed(self) -> None:
+        """The line is full, and somebody came who has more right to wait."""
+
     def replan(self) -> None:
         """The configuration changed while this request was parked."""
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A request's place in the line."""
+    """A request's place in the line.
+
+    It waits ``max_wait_s`` while replicas are there but busy, and until ``max_cold_s`` after ``since`` while there are
+    none. It takes none of the replicas in ``skip``. ``cost`` is an upper bound, in one unit for the pool: nano-USD
+    if it has a price, else tokens.
+    """
 
     guest: Guest
     max_wait_s: float
     max_cold_s: float
     since: float
     skip: tuple[Replica, ...] = ()
-    timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Peaks:
-    """A gauge with the highest value since each reader's previous reading."""
-
-    value: int = 0
-    _peak: int = 0
-    _readers: dict[str, int] = field(default_factory=dict)
-
-    def set(self, value: int) -> None:
-        """The gauge is now at ``value``."""
-        self.value = value
-        self._peak = max(self._peak, value)
-
-    def read(self, reader: str) -> int:
-        """The peak since this reader's last reading, and begin a new one for it."""
-        for name in self._readers:
-            self._readers[name] = max(self._readers[name], self._peak)
-        peak = max(self._readers.pop(reader, self._peak), self.value)
-        self._peak = self.value
-        if len(self._readers) >= _MAX_READERS:
-            del self._readers[next(iter(self._readers))]
-        self._readers[reader] = self.value
-        return peak
-
-
-_MAX_READERS: Final = 8
+    tenant: str = field(kw_only=True)
+    priority: Priority = field(kw_only=True)
+    cost: int = field(kw_only=True)
+    key: Key = field(kw_only=True, default=NO_PREFIX)
+    timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    queue: "FairQueue[Place] | None" = field(init=False, default=None)
+    """Where it waits; ``None`` once it waits no more."""
 
 
 class Line:
-    """One pool: its replicas, and who waits for them."""
+    """One pool: its replicas, and who waits for them. ``now`` is the event loop's clock."""
 
     def __init__(self, config: PoolConfig, now: Callable[[], float]) -> None:
         self.config = config
-        self.replicas: list[Replica] = []
-        self.running = 0
         self.held = Peaks()
+        """Requests that wait or are parked."""
         self._now = now
-        self._places: deque[Place] = deque()
-        self._parked: deque[Place] = deque()
+        self._fleet = Fleet()
+        self._slots = config.slots
+        self._waiting: FairQueue[Place] = FairQueue()
+        self._parked: FairQueue[Place] = FairQueue()
+        self._queued = 0
+        """Those of the line that take any replica: while one of them waits, none had room."""
+        self._advancing = False
 
-    def enter(self, place: Place) -> Replica | None:
-        """A replica at once, if nobody is waiting and one has room."""
-        if self._places:
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The pool's replicas, whether or not they take requests now."""
+        return self._fleet.replicas
+
+    @property
+    def running(self) -> int:
+        """Slots that are taken."""
+        return self._fleet.running
+
+    def chooses(self) -> bool:
+        """Whether there is more than one replica, so that a prompt's key matters."""
+        return len(self._fleet.replicas) > 1
+
+    def empty(self) -> bool:
+        """Whether no replica is there, or all that are there drain."""
+        return self._fleet.empty(self._now())
+
+    def wake(self) -> None:
+        """Somebody would have waited for a pool at zero and went elsewhere: let the operator see one that is held."""
+        self.held.set(self.held.value + 1)
+        self._count()
+
+    # --- requests ---
+
+    def enter(self, key: Key, skip: tuple[Replica, ...] = ()) -> Replica | None:
+        """A slot at once, if one is free and nobody waits who could use it; give it back with ``release``."""
+        if self._queued:
             return None
-        return self._take(place.skip)
+        return self._fleet.take(key, self._slots, self._now(), skip)
 
     def wait(self, place: Place) -> bool:
-        """Join the end of the line; false when it is full."""
-        if self._full():
-            return False
-        self._places.append(place)
-        self._arm(place)
-        self._count()
-        return True
+        """Join the line, which may shed another; false when it is full of requests with no less right to wait."""
+        return self._join(self._waiting, place)
 
     def park(self, place: Place) -> bool:
-        """Wait beside the line for the next configuration; false when too many wait."""
-        if self._full():
-            return False
-        self._parked.append(place)
-        self._arm(place)
-        self._count()
-        return True
-
-    def replan(self) -> None:
-        """The configuration changed: look at all parked requests again."""
-        parked, self._parked = self._parked, deque()
-        for place in parked:
-            if place.timer is not None:
-                place.timer.cancel()
-            place.guest.replan()
-        self._count()
+        """Wait beside the line for the next configuration; false as for ``wait``."""
+        return self._join(self._parked, place)
 
     def leave(self, place: Place) -> None:
-        """Wait no longer."""
-        if place.timer is not None:
-            place.timer.cancel()
-        for places in (self._places, self._parked):
-            if place in places:
-                places.remove(place)
-                self._count()
+        """Wait no longer; nothing happens if it waits no more."""
+        if place.queue is not None:
+            place.queue.remove(place)
+            self._left(place)
 
     def release(self, replica: Replica) -> None:
         """A slot is free again."""
-        replica.in_flight -= 1
-        self.running -= 1
-        if self._places:
+        self._fleet.release(replica)
+        if self._waiting:
             self._advance()
 
+    # --- changes ---
+
+    def replan(self) -> None:
+        """The configuration changed: look at all parked requests again."""
+        parked, self._parked = self._parked, FairQueue()
+        while (place := next(iter(parked), None)) is not None:
+            parked.serve(place)
+            self._left(place)
+            place.guest.replan()
+
     def update(self, config: PoolConfig, replicas: Iterable[Replica]) -> None:
-        """New settings or endpoints."""
-        was_empty = self._empty()
-        self.config = config
-        self.replicas = merged(self.replicas, replicas)
+        """New settings or endpoints; replicas that were there before keep what is known of them."""
+        was_empty = self.empty()
+        self.config, self._slots = config, config.slots
+        self._fleet.update(replicas)
         self._advance()
-        if was_empty != self._empty():
-            for place in self._places:
+        if was_empty != self.empty():
+            for place in self._waiting:
                 self._arm(place)
 
     def advance(self) -> None:
-        """Try again: a replica may be back from its ejection."""
-        if self._places:
+        """Try again: time alone may have made room, at a replica that is back or that was said to be full."""
+        if self._waiting:
             self._advance()
 
     def _advance(self) -> None:
-        while (found := self._next()) is not None:
-            place, replica = found
-            self.leave(place)
-            place.guest.placed(replica)
+        """Place as many as there is room for. Whoever is placed may be over at once and release: the loop sees that."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while (found := self._next()) is not None:
+                place, replica = found
+                place.guest.placed(replica)
+        finally:
+            self._advancing = False
 
     def _next(self) -> tuple[Place, Replica] | None:
         """The first who can have a replica; one that may not use those with room holds up nobody."""
-        for place in self._places:
-            replica = self._take(place.skip)
+        now = self._now()
+        tried: set[tuple[Replica, ...]] = set()
+        for place in self._waiting:
+            if place.skip in tried:
+                continue
+            replica = self._fleet.take(place.key, self._slots, now, place.skip)
             if replica is not None:
+                self._waiting.serve(place)
+                self._left(place)
                 return place, replica
             if not place.skip:
-                return None
+                break
+            tried.add(place.skip)
         return None
 
-    def _full(self) -> bool:
-        return len(self._places) + len(self._parked) >= MAX_LENGTH
+    # --- places ---
+
+    def _join(self, queue: "FairQueue[Place]", place: Place) -> bool:
+        shed: Place | None = None
+        if len(self._waiting) + len(self._parked) >= MAX_LENGTH:
+            shed = queue.yields_to(place)
+            if shed is None:
+                return False
+            self.leave(shed)
+        queue.add(place)
+        place.queue = queue
+        if queue is self._waiting and not place.skip:
+            self._queued += 1
+        self._arm(place)
+        self._count()
+        if shed is not None:
+            shed.guest.shed()
+        return True
+
+    def _left(self, place: Place) -> None:
+        """It is out of its queue."""
+        if place.queue is self._waiting and not place.skip:
+            self._queued -= 1
+        place.queue = None
+        if place.timer is not None:
+            place.timer.cancel()
+        self._count()
 
     def _count(self) -> None:
-        self.held.set(len(self._places) + len(self._parked))
-
-    def _take(self, skip: Sequence[Replica]) -> Replica | None:
-        replica = choose(self.replicas, self.config.slots, self._now(), skip)
-        if replica is not None:
-            replica.in_flight += 1
-            self.running += 1
-        return replica
+        self.held.set(len(self._waiting) + len(self._parked))
 
     def _arm(self, place: Place) -> None:
         if place.timer is not None:
             place.timer.cancel()
-        cold = self._cold(place)
-        limit = place.max_cold_s if cold else place.max_wait_s
-        delay = limit if not cold else max(0.0, place.since + limit - self._now())
+        delay = max(0.0, place.since + place.max_cold_s - self._now()) if self._cold(place) else place.max_wait_s
         place.timer = asyncio.get_running_loop().call_later(delay, self._time_is_up, place)
 
     def _cold(self, place: Place) -> bool:
-        return self._empty() or place in self._parked
-
-    def _empty(self) -> bool:
-        """No replica is there, or all that are there drain."""
-        return all(replica.leaving_until > self._now() for replica in self.replicas)
+        return place.queue is not self._waiting or self.empty()
 
     def _time_is_up(self, place: Place) -> None:
         cold = self._cold(place)

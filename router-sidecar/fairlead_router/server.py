@@ -3,9 +3,16 @@
 A request is read whole before it is acted on. The head is judged as soon as it is complete, so that a request that will
 be refused is not read: it is answered, and what the client still sends is thrown away for a moment before the
 connection closes, because closing on unread bytes would take the answer back.
+
+A head that repeats the connection's last one, but for the values of content-length and traceparent, was judged already:
+it is recognised without parsing (see heads.py).
+
+A client that ends its side after it has asked is either gone or waits for its answer; TCP does not tell which. It is
+sent an interim answer, which one that waits ignores and one that is gone resets.
 """
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +22,21 @@ from typing import Final, Protocol, cast
 import httptools
 
 from fairlead_router.answers import Refusal, bad_request, error_answer, reason_phrase
+from fairlead_router.heads import REQUEST_ID, TRACEPARENT, Template, template
+from fairlead_router.outbox import Outbox
 
 _ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding"})
 _OURS: Final = b"x-fairlead-"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEAD_END: Final = b"\r\n\r\n"
 _CHUNK_END: Final = b"0\r\n\r\n"
 _MAX_AHEAD: Final = 64
+_CHANGING: Final = frozenset({b"content-length", TRACEPARENT, REQUEST_ID})
+_MAX_KNOWN: Final = 4_096
+_MAX_MISSES: Final = 8
+"""Heads in a row that were not like the one before, after which a connection stops to remember them."""
+_PROBES_S: Final = (0.002, 0.01, 0.03)
+"""When it is seen whether a client that ended its side has reset the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +46,7 @@ class Limits:
     head: int = 64 * 1024
     headers: int = 100
     body: int = 32 * 1024 * 1024
-    hop_body: int = 33 * 1024 * 1024
+    """While no route is known; else its largest route's prompt decides."""
     bodies: int = 128 * 1024 * 1024
     """Of all requests that are read or answered, together. The copy that is sent on may double it."""
     answers: int = 64 * 1024 * 1024
@@ -67,28 +83,57 @@ class Memory:
         self.used -= size
 
 
-class Request:
-    """One request, as far as it was read. ``owner`` is whatever the application found out from the head."""
+class Head:
+    """A judged head. ``owner`` is what the application found out from it; it holds until ``until`` (loop time)."""
 
     __slots__ = (
-        "arrived", "body", "expects", "headers", "held", "keep_alive", "method", "owner", "path", "refusal",
-        "request_id", "sized", "version_1_0",
+        "body_limit", "chunked", "expects", "forward", "headers", "keep_alive", "length", "method", "owner", "path",
+        "until", "version_1_0",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.method = b""
         self.path = b""
         self.headers: dict[bytes, bytes] = {}
-        self.body = b""
         self.keep_alive = True
         self.version_1_0 = False
         self.expects = False
-        self.sized = 0
+        self.chunked = False
+        self.length = 0
+        self.body_limit = 0
+        self.until = 0.0
+        self.owner: object = None
+        self.forward = b""
+        """Request line and headers as the application sends them on; empty until it has put them together."""
+
+
+class Request:
+    """One request, as far as it was read. ``trace`` is its traceparent, ``asked_id`` its x-request-id, as they came.
+
+    The rest of the head may be shared with requests like it.
+    """
+
+    __slots__ = ("arrived", "asked_id", "body", "head", "held", "id", "refusal", "trace")
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.body = b""
         self.held = 0
         self.arrived = 0.0
+        self.id = b""
+        self.asked_id = b""
+        self.trace = b""
         self.refusal: Refusal | None = None
-        self.request_id = ""
-        self.owner: object = None
+
+
+class Known:
+    """A head that a connection may repeat."""
+
+    __slots__ = ("head", "template")
+
+    def __init__(self, template: Template, head: Head) -> None:
+        self.template = template
+        self.head = head
 
 
 class Handler(Protocol):
@@ -107,16 +152,16 @@ class Handler(Protocol):
 class Application(Protocol):
     """Decides about requests."""
 
-    def judge(self, request: Request) -> Refusal | None:
-        """Look at a head; a refusal is sent before the body is read."""
+    def judge(self, head: Head) -> Refusal | None:
+        """Look at a head, fill in its ``owner``, ``until`` and ``body_limit``; a refusal is sent before the body."""
 
-    def body_limit(self, request: Request) -> int:
-        """How large the body may be."""
+    def holds(self, head: Head, now: float) -> bool:
+        """Whether what was found out about a head is still true."""
 
     def start(self, client: "Client", request: Request) -> None:
         """Answer a request, now or later, through the client's methods."""
 
-    def new_request_id(self) -> str:
+    def new_request_id(self) -> bytes:
         """An id for a request."""
 
 
@@ -141,17 +186,22 @@ class Client(asyncio.Protocol):
         self._app = app
         self._limits = limits
         self._clients = clients
+        self._outbox = clients.outbox
         self._now = clients.now
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._phase = Phase.IDLE
         self._deadline = self._now() + limits.idle_s
-        self._request = Request()
+        self._request = Request(Head())
         self._parts: list[bytes] = []
+        self._missing = 0
         self._size = 0
         self._head_size = 0
         self._header_count = 0
         self._header_bytes = 0
+        self._fresh = b""
+        self._known: Known | None = None
+        self._misses = 0
         self._backlog: deque[Request] = deque()
         self._current: Request | None = None
         self._handler: Handler | None = None
@@ -160,6 +210,8 @@ class Client(asyncio.Protocol):
         self._full = False
         self._unsent = 0
         self._chunked = True
+        self._begun = False
+        self._ended = False
         self._retelling = False
 
     # --- asyncio ---
@@ -184,8 +236,28 @@ class Client(asyncio.Protocol):
             handler.client_gone()
 
     def eof_received(self) -> bool:
-        """A client that stops sending is gone: no difference can be seen before it is too late."""
-        return False
+        """The client sends no more. If it still waits for an answer that has not begun, find out whether it is gone."""
+        current = self._current
+        transport = self._transport
+        if transport is None or current is None or self._begun or current.head.version_1_0:
+            return False
+        if transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS knows no half-closed connections
+        self._ended = True
+        if self._phase in {Phase.HEAD, Phase.BODY}:
+            self._phase = Phase.DEAF  # what was begun after it will never be whole
+        self._outbox.write(transport, _CONTINUE)
+        for delay in _PROBES_S:
+            asyncio.get_running_loop().call_later(delay, self._look_for_reset, current)
+        return True
+
+    def _look_for_reset(self, request: Request) -> None:
+        transport = self._transport
+        if transport is None or self._current is not request or transport.is_closing():
+            return
+        found: socket.socket = transport.get_extra_info("socket")
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            transport.abort()
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -202,11 +274,96 @@ class Client(asyncio.Protocol):
             self._pump()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then answer what is complete."""
+        """Take what came: more of a body, a head like the last one, or whatever the parser makes of it."""
+        if self._missing:
+            data = self._more(data)
+            if not data:
+                return
+        known = self._known
+        calm = known is not None and self._current is None and self._phase is Phase.IDLE and not self._full
+        if not calm or known is None or not self._again(data, known):
+            self._parse(data)
+
+    # --- heads that repeat ---
+
+    def _again(self, data: bytes, known: Known) -> bool:
+        """A request whose head is like the last one; false if it is not, or if something needs a closer look."""
+        found = known.template.match(data)
+        if found is None:
+            self._misses += 1
+            if self._misses > _MAX_MISSES:
+                self._known = None
+            return False
+        values, begin = found
+        length = int(values[known.template.length_at])
+        head, now, memory = known.head, self._now(), self._clients.bodies
+        if (
+            length > head.body_limit
+            or begin + length < len(data)
+            or memory.used + length > memory.bound
+            or self._ended
+            or not self._app.holds(head, now)
+        ):
+            return False
+        self._misses = 0
+        memory.used += length
+        request = Request(head)
+        request.held = length
+        if known.template.trace_at >= 0:
+            request.trace = values[known.template.trace_at]
+        if known.template.id_at >= 0:
+            request.asked_id = values[known.template.id_at]
+        request.id = self._app.new_request_id()
+        body = data[begin:]
+        if len(body) == length:
+            request.body = body
+            request.arrived = now
+            self._current = request
+            self._app.start(self, request)
+        else:
+            self._request = request
+            self._parts = [body]
+            self._missing = length - len(body)
+            self._phase = Phase.BODY
+            self._deadline = now + self._limits.body_s
+        return True
+
+    def _more(self, data: bytes) -> bytes:
+        """More of a body whose length is known; what comes after it is left over."""
+        left = self._missing - len(data)
+        if left > 0:
+            self._missing = left
+            self._parts.append(data)
+            return b""
+        rest = data[self._missing :]
+        self._parts.append(data[: self._missing] if rest else data)
+        self._missing = 0
+        request = self._request
+        request.body = b"".join(self._parts)
+        self._parts = []
+        self._complete(request)
+        if not rest:
+            self._pump()
+        return rest
+
+    def _remember(self, data: bytes, head: Head) -> None:
+        """The head that was just judged may come again; it is the first thing in ``data``."""
+        repeats = data and head.keep_alive and not (head.chunked or head.expects or self._parser.should_upgrade())
+        if not repeats or self._misses > _MAX_MISSES:
+            return
+        end = data.find(_HEAD_END) + len(_HEAD_END)
+        found = template(data[:end], _CHANGING)
+        if found is not None and found.sized:
+            self._known = self._clients.known(found, head)
+
+    # --- parsing ---
+
+    def _parse(self, data: bytes) -> None:
         if self._phase is Phase.DEAF:
             return
         if self._phase is not Phase.BODY:
             self._head_size += len(data)
+            self._fresh = data if self._phase is Phase.IDLE else b""
         try:
             self._feed(data)
             if self._in(Phase.HEAD) and self._head_size > self._limits.head:
@@ -227,7 +384,7 @@ class Client(asyncio.Protocol):
                 data = data[upgrade.args[0] :]
                 if self._in(Phase.BODY):
                     self._retelling = True
-                    self._parser.feed_data(_without_offer(self._request))
+                    self._parser.feed_data(_without_offer(self._request.head))
                     self._retelling = False
             else:
                 return
@@ -240,14 +397,14 @@ class Client(asyncio.Protocol):
             return
         self._phase = Phase.HEAD
         self._deadline = self._now() + self._limits.head_s
-        self._request = Request()
+        self._request = Request(Head())
         self._parts = []
         self._size = self._header_count = self._header_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """The target, perhaps in pieces."""
         if not self._retelling:
-            self._request.path += url
+            self._request.head.path += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; those that mean something to us may come once."""
@@ -260,7 +417,7 @@ class Client(asyncio.Protocol):
             return  # trailers
         key = name.lower()
         self._header_bytes += len(name) + len(value)
-        headers = self._request.headers
+        headers = self._request.head.headers
         if key in headers and (key in _ONCE or key.startswith(_OURS)):
             self._stop(bad_request(f"Header {key.decode('latin-1')} came twice. Send it once."))
         headers[key] = value
@@ -269,33 +426,43 @@ class Client(asyncio.Protocol):
         """Judge the head."""
         if self._retelling:
             return
-        request = self._request
-        request.method = self._parser.get_method()
-        request.version_1_0 = self._parser.get_http_version() == "1.0"
-        request.keep_alive = self._parser.should_keep_alive() and not request.version_1_0
-        if self._header_bytes + len(request.path) > self._limits.head:
+        request, parser = self._request, self._parser
+        first, self._fresh = self._fresh, b""
+        head = request.head
+        head.method = parser.get_method()
+        head.version_1_0 = parser.get_http_version() == "1.0"
+        head.keep_alive = parser.should_keep_alive() and not head.version_1_0
+        head.chunked = b"transfer-encoding" in head.headers
+        if self._header_bytes + len(head.path) > self._limits.head:
             self._stop(_head_too_large(f"{self._limits.head} bytes"))
-        request.request_id = self._app.new_request_id()
-        refusal = self._framing(request) or self._app.judge(request)
-        chunked = b"transfer-encoding" in request.headers
-        if refusal is None and request.sized > self._app.body_limit(request):
-            refusal = _body_too_large(self._app.body_limit(request))
-        if refusal is None and not self._clients.bodies.fits(request.sized):
-            refusal = overloaded("request bodies", self._clients.bodies.bound)
+        request.id = self._app.new_request_id()
+        request.trace = head.headers.get(TRACEPARENT, b"")
+        request.asked_id = head.headers.get(REQUEST_ID, b"")
+        refusal = _framing(head, parser.get_http_version()) or self._app.judge(head) or self._too_much(head)
         if refusal is not None:
-            if request.sized or chunked:
+            if head.length or head.chunked:
                 self._stop(refusal)
             request.refusal = refusal
+        else:
+            self._remember(first, head)
         self._phase = Phase.BODY
         self._deadline = self._now() + self._limits.body_s
-        if request.expects and refusal is None:
+        if head.expects and refusal is None:
             self._ask_for_body()
+
+    def _too_much(self, head: Head) -> Refusal | None:
+        if head.length > head.body_limit:
+            return _body_too_large(head.body_limit)
+        if not self._clients.bodies.fits(head.length):
+            return overloaded("request bodies", self._clients.bodies.bound)
+        return None
 
     def on_body(self, data: bytes) -> None:
         """Collect the body."""
         self._size += len(data)
-        if self._size > self._app.body_limit(self._request):
-            self._stop(_body_too_large(self._app.body_limit(self._request)))
+        limit = self._request.head.body_limit
+        if self._size > limit:
+            self._stop(_body_too_large(limit))
         if not self._clients.bodies.take(len(data)):
             self._stop(overloaded("request bodies", self._clients.bodies.bound))
         self._request.held += len(data)
@@ -304,18 +471,21 @@ class Client(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The request is whole."""
         request = self._request
-        if self._parser.should_upgrade() and (request.sized or b"transfer-encoding" in request.headers):
+        if self._parser.should_upgrade() and (request.head.length or request.head.chunked):
             return  # its body follows, see _feed
         parts = self._parts
         request.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        request.arrived = self._now()
         self._parts = []
         self._head_size = 0
+        self._complete(request)
+        if len(self._backlog) > _MAX_AHEAD:
+            self._stop(bad_request(f"More than {_MAX_AHEAD} requests wait on one connection."))
+
+    def _complete(self, request: Request) -> None:
+        request.arrived = self._now()
         self._phase = Phase.IDLE
         self._deadline = request.arrived + self._limits.idle_s
         self._backlog.append(request)
-        if len(self._backlog) > _MAX_AHEAD:
-            self._stop(bad_request(f"More than {_MAX_AHEAD} requests wait on one connection."))
 
     # --- for handlers ---
 
@@ -326,39 +496,55 @@ class Client(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """A whole answer."""
         if self._transport is not None:
-            self._transport.write(data)
+            self._outbox.write(self._transport, data)
         self.finished()
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer the current request with an error."""
         request = self._current
         if request is not None:
-            self.send(error_answer(refusal, request.request_id, close=not self.keeps_alive()))
+            answer = error_answer(refusal, request.id.decode(), close=not self.keeps_alive())
+            # An answer to HEAD has no body, whatever its head says.
+            bare = request.head.method == b"HEAD"
+            self.send(answer[: answer.find(_HEAD_END) + len(_HEAD_END)] if bare else answer)
 
-    def begin_stream(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
-        """The head of an answer whose body follows in pieces; without a length it is chunked, or ends with closing."""
-        self._chunked = length is None and not (self._current is not None and self._current.version_1_0)
-        lines = [b"HTTP/1.1 %d %b" % (status, reason_phrase(status).encode())]
-        lines += [b"%b: %b" % pair for pair in headers]
+    def begin_stream(self, status: int, headers: bytes, length: int | None) -> None:
+        """The head of an answer whose body follows in pieces; without a length it is chunked, or ends with closing.
+
+        ``headers`` are whole lines, each with its CRLF.
+        """
+        self._begun = True
+        self._chunked = length is None and not (self._current is not None and self._current.head.version_1_0)
         if length is not None:
-            lines.append(b"content-length: %d" % length)
+            headers += b"content-length: %d\r\n" % length
         elif self._chunked:
-            lines.append(b"transfer-encoding: chunked")
+            headers += b"transfer-encoding: chunked\r\n"
         if not self.keeps_alive():
-            lines.append(b"connection: close")
+            headers += b"connection: close\r\n"
         if self._transport is not None:
-            self._transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+            self._outbox.write(
+                self._transport, b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason_phrase(status).encode(), headers)
+            )
 
     def stream(self, data: bytes) -> None:
         """A piece of the body."""
         if self._transport is None or not data:
             return
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._outbox.write(self._transport, b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def takes_frames(self) -> bool:
+        """Whether the answer is chunked, so that frames of an engine's chunked answer can pass as they are."""
+        return self._chunked
+
+    def stream_frames(self, frames: bytes) -> None:
+        """Pieces of the body in chunked framing, none of them the last."""
+        if self._transport is not None:
+            self._outbox.write(self._transport, frames)
 
     def end_stream(self) -> None:
         """The body is complete."""
         if self._transport is not None and self._chunked:
-            self._transport.write(_CHUNK_END)
+            self._outbox.write(self._transport, _CHUNK_END)
         self.finished()
 
     def break_stream(self) -> None:
@@ -371,19 +557,27 @@ class Client(asyncio.Protocol):
         """Whether the connection stays after the current answer."""
         current = self._current
         return (
-            current is not None and current.keep_alive and self._phase is not Phase.DEAF and not self._clients.closing
+            current is not None
+            and current.head.keep_alive
+            and self._phase is not Phase.DEAF
+            and not self._ended
+            and not self._clients.closing
         )
 
     def finished(self) -> None:
         """The current request is answered: go on with the next, or close."""
-        keep = self.keeps_alive() or bool(self._backlog and self._current is not None and self._current.keep_alive)
-        unread = self._phase is Phase.DEAF and not self._backlog
-        self._forget(self._current)
+        current = self._current
+        keep = self.keeps_alive() or bool(self._backlog and current is not None and current.head.keep_alive)
+        if current is not None and current.held:
+            self._clients.bodies.used -= current.held
+            current.held = 0
         self._current = self._handler = None
-        self._deadline = self._now() + self._limits.idle_s
+        self._begun = False
         if not keep:
-            self._hang_up(linger=unread)
-        elif not self._pumping:
+            self._hang_up(linger=self._phase is Phase.DEAF and not self._backlog)
+            return
+        self._deadline = self._clients.ticked + self._limits.idle_s
+        if (self._backlog or not self._reading or self._phase is not Phase.IDLE) and not self._pumping:
             self._pump()
 
     # --- for the set of connections ---
@@ -459,27 +653,13 @@ class Client(asyncio.Protocol):
                 transport.resume_reading()
             else:
                 transport.pause_reading()
-        if self._phase is Phase.BODY and self._request.expects and self._current is None:
+        if self._phase is Phase.BODY and self._request.head.expects and self._current is None:
             self._ask_for_body()
-
-    def _framing(self, request: Request) -> Refusal | None:
-        """What the parser lets pass and we do not."""
-        headers = request.headers
-        length = headers.get(b"content-length")
-        request.sized = int(length) if length is not None else 0
-        request.expects = headers.get(b"expect", b"").lower() == b"100-continue"
-        if request.version_1_0 and b"transfer-encoding" in headers:
-            return bad_request("HTTP/1.0 has no transfer-encoding.")
-        if not request.version_1_0 and b"host" not in headers:
-            return bad_request("The request has no Host header.")
-        if request.method == b"CONNECT":
-            return bad_request("CONNECT is not served here.")
-        return None
 
     def _ask_for_body(self) -> None:
         if self._current is None and not self._backlog and self._transport is not None:
-            self._request.expects = False
-            self._transport.write(_CONTINUE)
+            self._request.head.expects = False
+            self._outbox.write(self._transport, _CONTINUE)
 
     def _stop(self, refusal: Refusal) -> None:
         """From within the parser: refuse, and read no further."""
@@ -495,15 +675,18 @@ class Client(asyncio.Protocol):
 
     def _refuse_reading(self, refusal: Refusal) -> None:
         """Answer with an error once it is this request's turn, then close."""
-        self._phase = Phase.DEAF
-        request = self._request
-        self._forget(request)
+        unread = self._request
+        self._forget(unread)
+        # A head of its own: the one that was being read may be shared with requests like it.
+        request = self._request = Request(Head())
         request.refusal = refusal
-        request.keep_alive = False
-        request.request_id = request.request_id or self._app.new_request_id()
+        request.head.keep_alive = False
+        begun = self._phase in {Phase.HEAD, Phase.BODY}
+        request.id = (begun and unread.id) or self._app.new_request_id()
+        self._phase = Phase.DEAF
         self._parts = []
-        if not self._backlog or self._backlog[-1] is not request:
-            self._backlog.append(request)
+        self._missing = 0
+        self._backlog.append(request)
 
     def _hang_up(self, *, linger: bool) -> None:
         """Close; with ``linger``, after throwing away for a moment what the client still sends."""
@@ -513,6 +696,7 @@ class Client(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        self._outbox.flush()
         if linger:
             self._deadline = self._now() + self._limits.linger_s
             transport.write_eof()
@@ -525,10 +709,14 @@ class Clients:
 
     def __init__(self, limits: Limits, now: Callable[[], float]) -> None:
         self.now = now
+        self.ticked = now()
+        """Time of the last check: good enough for deadlines of idle connections."""
         self.closing = False
         self.bodies = Memory(limits.bodies)
+        self.outbox = Outbox()
         self._limits = limits
         self._open: set[Client] = set()
+        self._known: dict[object, Known] = {}
 
     def add(self, client: Client) -> bool:
         """A new connection; false if there are too many."""
@@ -541,9 +729,21 @@ class Clients:
 
     def check(self) -> None:
         """Close what took too long."""
-        now = self.now()
+        now = self.ticked = self.now()
         for client in list(self._open):
             client.check(now)
+
+    def known(self, found: Template, head: Head) -> Known:
+        """What connections share that repeat the same head."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        known = self._known.setdefault(found.key, Known(found, head))
+        known.head = head
+        return known
+
+    def count(self) -> int:
+        """Open connections."""
+        return len(self._open)
 
     def close(self) -> None:
         """Answer what is under way, then close."""
@@ -567,10 +767,36 @@ def overloaded(what: str, bound: int) -> Refusal:
     )
 
 
-def _without_offer(request: Request) -> bytes:
-    """A head with the same framing as the request's and nothing else."""
-    chunked = b"transfer-encoding" in request.headers
-    framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % request.sized
+def _framing(head: Head, version: str) -> Refusal | None:
+    """What the parser lets pass and we do not."""
+    headers = head.headers
+    length = headers.get(b"content-length")
+    head.length = int(length) if length is not None else 0
+    if version not in {"1.0", "1.1"}:
+        head.keep_alive = False
+        return Refusal(505, "http_version_not_supported", f"HTTP/{version} is not spoken here. Use HTTP/1.1.")
+    expects = headers.get(b"expect")
+    head.expects = expects is not None and expects.lower() == b"100-continue"
+    if expects is not None and not head.expects:
+        return Refusal(417, "expectation_failed", "Expect: 100-continue is the only expectation that is met here.")
+    if head.chunked and not _is_chunked_only(headers, version):
+        head.keep_alive = False
+        return bad_request("Of transfer-encoding only chunked is understood, without content-length, in HTTP/1.1.")
+    if (version == "1.1" and b"host" not in headers) or head.method == b"CONNECT":
+        head.keep_alive = False
+        return bad_request("The request has no Host header, or is a CONNECT.")
+    return None
+
+
+def _is_chunked_only(headers: dict[bytes, bytes], version: str) -> bool:
+    """Whether the framing can be read in one way. The parser leaves this to us after an offer to upgrade."""
+    coding = headers[b"transfer-encoding"].lower()
+    return coding == b"chunked" and b"content-length" not in headers and version == "1.1"
+
+
+def _without_offer(head: Head) -> bytes:
+    """A head with the same framing and nothing else."""
+    framing = b"transfer-encoding: chunked" if head.chunked else b"content-length: %d" % head.length
     return b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing
 
 

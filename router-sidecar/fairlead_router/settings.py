@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairlead_router.access_log import read_share
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -29,6 +31,17 @@ class Settings:
     config: Path | None
     endpoints: Path | None
     local_lease: Path | None
+    access_log: float
+    """Share of the requests in the access log; 0 = off."""
+    otlp_endpoint: str
+    trace_share: float
+    """Share of the traces begun here that are recorded."""
+    tls_cert: Path | None
+    tls_key: Path | None
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the text names it."""
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -54,7 +67,23 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         config=given.config,
         endpoints=given.endpoints,
         local_lease=given.local_lease,
+        access_log=_share(environment, "FAIRLEAD_ACCESS_LOG", "0"),
+        otlp_endpoint=environment.get("FAIRLEAD_OTLP_ENDPOINT", ""),
+        trace_share=_share(environment, "FAIRLEAD_TRACE_SHARE", "0.01"),
+        tls_cert=_path(environment, "FAIRLEAD_TLS_CERT"),
+        tls_key=_path(environment, "FAIRLEAD_TLS_KEY"),
     )
+
+
+def _share(environment: Mapping[str, str], name: str, default: str) -> float:
+    try:
+        return read_share(environment.get(name) or default)
+    except ValueError as error:
+        raise SettingError(f"{name}: {error}") from error
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    return Path(environment[name]) if environment.get(name) else None
 
 
 def from_process(arguments: Sequence[str]) -> Settings:

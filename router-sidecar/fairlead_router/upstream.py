@@ -2,16 +2,25 @@
 
 A connection carries one exchange at a time. Idle ones are used again for less than the 5 s after which vLLM closes
 them, the latest first. Answers are decoded, not interpreted: a sink gets the head, the body's bytes and the end.
+
+An answer whose head repeats one that came before, but for its length and its date, is recognised without parsing; the
+chunks of a stream pass with their framing. See heads.py and frames.py. Whatever does not fit exactly is parsed.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, Protocol, cast
 
 import httptools
 import msgspec
+
+from fairlead_router.frames import FramingError, cut, single
+from fairlead_router.heads import Template, template
+from fairlead_router.outbox import LARGEST, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +30,17 @@ MAX_HEAD: Final = 64 * 1024
 MAX_CONTROL_BODY: Final = 64 * 1024 * 1024
 _SERVER_ERROR: Final = 500
 _FIRST_FINAL_STATUS: Final = 200
+_OK, _BAD_REQUEST, _BEYOND = 200, 400, 600
+_DATE: Final = b"date"
+LOAD: Final = b"x-fairlead-load"
+"""A header in which a pool's router says how busy its engine is."""
+_LENGTH: Final = b"content-length"
+_CHANGING: Final = frozenset({_LENGTH, _DATE, LOAD})
+_PLAIN: Final = re.compile(rb"[ -~]{0,64}")
+_AS_IF: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+Buffer = bytes | memoryview
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -46,16 +66,56 @@ def target_of(address: str, port: int = 8000) -> Target:
     return Target(host=address.strip("[]"), port=port)
 
 
-class Head(msgspec.Struct, frozen=True):
-    """The head of an answer. ``length``: of a sized body, else ``None``."""
+class Head:
+    """The head of an answer, shared by the answers that repeat it. ``length``: of a sized body, else ``None``."""
 
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    length: int | None
+    __slots__ = ("chunked", "events", "headers", "length", "passed", "status")
+
+    def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.status = status
+        self.headers = headers
+        length = self.get(b"content-length")
+        self.length = int(length) if length else None
+        self.chunked = bool(self.get(b"transfer-encoding"))
+        self.events = self.get(b"content-type").startswith(b"text/event-stream")
+        self.passed: bytes | None = None
+        """The lines that are a client's business, once somebody has put them together."""
+
+    def broken(self) -> str:
+        """What keeps this from being an answer of an inference API; empty if nothing does."""
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (len(codings) > 1 or codings[0].lower() != b"chunked"):
+            return "answered with a transfer-encoding other than chunked"
+        if self.status != _OK and not _BAD_REQUEST <= self.status < _BEYOND:
+            return f"answered {self.status}, which is neither 200 nor an error"
+        return ""
 
     def get(self, name: bytes) -> bytes:
         """A header's value, by its lower-case name; empty if absent."""
         return next((value for key, value in self.headers if key == name), b"")
+
+
+class Known:
+    """A head that an endpoint repeats, and the date that it came with last."""
+
+    __slots__ = ("date", "date_at", "head", "load_at", "template")
+
+    def __init__(self, found: Template, head: Head) -> None:
+        self.template = found
+        self.head = head
+        self.date_at = found.names.index(_DATE) if _DATE in found.names else -1
+        self.load_at = found.names.index(LOAD) if LOAD in found.names else -1
+        self.date = head.get(_DATE)
+
+    def at(self, values: list[bytes]) -> Head | None:
+        """The head with these values; the length is the caller's business. Nothing for a date that is no plain text."""
+        if self.date_at >= 0 and values[self.date_at] != self.date:
+            if _PLAIN.fullmatch(values[self.date_at]) is None:
+                return None
+            self.date = values[self.date_at]
+            headers = tuple((name, self.date if name == _DATE else value) for name, value in self.head.headers)
+            self.head = Head(self.head.status, headers)
+        return self.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +127,22 @@ class Patience:
 
 
 class Sink(Protocol):
-    """Who gets an answer. After ``upstream_end`` or ``upstream_failed`` nothing more comes."""
+    """Who gets an answer. After ``upstream_whole``, ``upstream_end`` or ``upstream_failed`` nothing more comes."""
+
+    def upstream_load(self, load: bytes) -> None:
+        """What the endpoint says about its load; comes before the head, if at all."""
+
+    def upstream_whole(self, head: Head, body: bytes) -> None:
+        """The answer came at once: head, body and end."""
 
     def upstream_head(self, head: Head) -> None:
         """The head is complete."""
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes of the body, without framing."""
+
+    def upstream_frames(self, frames: bytes) -> None:
+        """Bytes of the body of an event stream, as whole chunks of which each ends with an event."""
 
     def upstream_end(self) -> None:
         """The answer is complete."""
@@ -85,28 +154,46 @@ class Sink(Protocol):
         """
 
 
-class Call:
-    """One exchange under way."""
+class Call(Protocol):
+    """One exchange under way. Its sink lets go of it when the answer is over."""
 
-    __slots__ = ("_connection", "_dead", "_paused", "_task")
-
-    def __init__(self) -> None:
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._paused = False
-        self._dead = False
+    @property
+    def took(self) -> float:
+        """Seconds that making the connection took; 0 for one that was there."""
 
     def abort(self) -> None:
         """Break off: the connection is closed at once, so that the engine stops working on it."""
+
+    def pause(self) -> None:
+        """The receiver is slow: stop reading."""
+
+    def resume(self) -> None:
+        """Read on."""
+
+
+class Dial:
+    """A call whose connection is still being made."""
+
+    __slots__ = ("_connection", "_dead", "_paused", "task", "took")
+
+    def __init__(self) -> None:
+        self.took = 0.0
+        self._connection: Connection | None = None
+        self._paused = False
+        self._dead = False
+        self.task: asyncio.Task[None] | None = None
+
+    def abort(self) -> None:
+        """Break off."""
         self._dead = True
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
 
     def pause(self) -> None:
-        """The receiver is slow: stop reading."""
+        """Stop reading, or do not begin."""
         self._paused = True
         if self._connection is not None:
             self._connection.pause()
@@ -117,34 +204,46 @@ class Call:
         if self._connection is not None:
             self._connection.resume()
 
-    def over(self) -> None:
-        """The connection is no longer this call's."""
-        self._connection = None
-
     def attach(self, connection: "Connection") -> bool:
         """A connection is there; false if nobody wants it any more."""
-        self._task = None
+        self.task = None
         if self._dead:
             return False
         self._connection = connection
         return True
 
-    def connecting(self, task: asyncio.Task[None]) -> None:
-        """A connection is being made."""
-        self._task = task
+    def settle(self) -> None:
+        """The request was sent: hold back what the receiver does not want yet."""
+        if self._paused and self._connection is not None:
+            self._connection.pause()
+
+
+class _Mode(Enum):
+    """How the bytes of an answer are read."""
+
+    HEAD = auto()
+    SIZED = auto()
+    """The rest of a body of known length."""
+    FRAMES = auto()
+    PARSER = auto()
 
 
 class Connection(asyncio.Protocol):
     """One connection to an endpoint."""
+
+    took = 0.0
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._sink: Sink | None = None
-        self._call: Call | None = None
+        self._mode = _Mode.HEAD
         self._used_before = False
         self._untouched = True
+        self._missing = 0
+        self._rest = b""
+        self._first = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_size = 0
         self._parts: list[bytes] = []
@@ -152,8 +251,11 @@ class Connection(asyncio.Protocol):
         self._in_body = False
         self._complete = False
         self._close_delimited = False
+        self._surplus = False
         self._keep = False
         self._flowing = False
+        self._paused = False
+        self._heard = False
         self._heard_at = 0.0
         self.idle_since = 0.0
 
@@ -167,22 +269,23 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Decode what came and pass it on."""
         sink = self._sink
-        if sink is None or self._parser is None:
+        if sink is None:
             self.abort()  # an endpoint that speaks unasked is not to be trusted with a request
             return
-        self._untouched = False
-        self._heard_at = self._pool.now()
-        if not self._in_body:
-            self._head_size += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(f"answered something that is not HTTP: {error}")
-            return
-        if self._head_size > MAX_HEAD and not self._in_body:
-            self._fail(f"sent a head of more than {MAX_HEAD} bytes")
-            return
-        self._deliver(sink)
+        self._heard = True
+        if self._untouched:
+            self._untouched = False
+            if self._repeated(sink, data):
+                return
+            self._mode = _Mode.PARSER
+            self._first = data
+        mode = self._mode
+        if mode is _Mode.FRAMES:
+            self._frames(sink, data)
+        elif mode is _Mode.SIZED:
+            self._sized(sink, data)
+        else:
+            self._parse(sink, data)
 
     def eof_received(self) -> bool:
         """Let the transport close; connection_lost tells what it means."""
@@ -200,7 +303,122 @@ class Connection(asyncio.Protocol):
             return
         self._fail("closed the connection before the answer was complete")
 
+    # --- heads that repeat ---
+
+    def _repeated(self, sink: Sink, data: bytes) -> bool:
+        """An answer with a head that came before; false if it is another."""
+        for known in (self._pool.sized, self._pool.chunked):
+            found = known.template.match(data) if known is not None else None
+            if known is None or found is None:
+                continue
+            values, begin = found
+            head = known.at(values)
+            if head is None:
+                return False
+            if known.load_at >= 0:
+                sink.upstream_load(values[known.load_at])
+            if known.template.sized:
+                self._begin_sized(sink, head, data[begin:], int(values[known.template.length_at]))
+            else:
+                self._begin_frames(sink, head, data[begin:])
+            return True
+        return False
+
+    def _begin_sized(self, sink: Sink, head: Head, body: bytes, length: int) -> None:
+        self._keep = True
+        if len(body) == length:
+            self._leave()
+            sink.upstream_whole(head, body)
+            return
+        if len(body) > length:
+            self._fail("sent more than it said")
+            return
+        self._mode = _Mode.SIZED
+        self._missing = length - len(body)
+        self._flowing = bool(body)
+        if head.length != length:
+            headers = tuple((name, b"%d" % length if name == _LENGTH else value) for name, value in head.headers)
+            head = Head(head.status, headers)
+        sink.upstream_head(head)
+        if body and self._sink is sink:
+            sink.upstream_data(body)
+
+    def _sized(self, sink: Sink, data: bytes) -> None:
+        self._flowing = True
+        self._missing -= len(data)
+        if self._missing < 0:
+            self._fail("sent more than it said")
+            return
+        sink.upstream_data(data)
+        if not self._missing and self._sink is sink:
+            self._leave()
+            sink.upstream_end()
+
+    def _begin_frames(self, sink: Sink, head: Head, data: bytes) -> None:
+        self._keep = True
+        self._mode = _Mode.FRAMES
+        sink.upstream_head(head)
+        if data and self._sink is sink:
+            self._frames(sink, data)
+
+    def _frames(self, sink: Sink, data: bytes) -> None:
+        self._flowing = True
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        elif single(data):
+            sink.upstream_frames(data)
+            return
+        try:
+            found = cut(data)
+        except FramingError:
+            self._to_parser(sink, data)
+            return
+        self._rest = found.rest
+        if found.spans:
+            if found.whole_events():
+                sink.upstream_frames(found.frames)
+            else:
+                sink.upstream_data(found.payload())
+        if found.complete and self._sink is sink:
+            self._leave()
+            sink.upstream_end()
+
+    def _to_parser(self, sink: Sink, data: bytes) -> None:
+        """The rest of a chunked answer, as if it were a whole one."""
+        self._mode = _Mode.PARSER
+        self._begin_parsing()
+        assert self._parser is not None  # noqa: S101 - just made
+        self._parser.feed_data(_AS_IF)
+        self._head_pending = False
+        self._parse(sink, data)
+
     # --- httptools ---
+
+    def _begin_parsing(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers, self._parts = [], []
+        self._head_size = 0
+        self._head_pending = self._in_body = self._complete = self._close_delimited = self._surplus = False
+
+    def _parse(self, sink: Sink, data: bytes) -> None:
+        if self._parser is None:
+            self._begin_parsing()
+        assert self._parser is not None  # noqa: S101 - just made
+        if not self._in_body:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("offered another protocol")
+            return
+        except httptools.HttpParserError as error:
+            self._fail(f"answered something that is not HTTP: {error}")
+            return
+        if self._head_size > MAX_HEAD and not self._in_body:
+            self._fail(f"sent a head of more than {MAX_HEAD} bytes")
+            return
+        self._deliver(sink)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; trailers are dropped."""
@@ -210,8 +428,11 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Note the head; interim answers are dropped."""
         assert self._parser is not None  # noqa: S101 - narrows for the type checker
+        if self._complete:
+            return
         if self._parser.get_status_code() < _FIRST_FINAL_STATUS:
             self._headers.clear()
+            self._first = b""
             return
         self._head_pending = self._in_body = True
         # Asked here: once the message is complete the parser has forgotten.
@@ -219,30 +440,74 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Collect what this read brought of the body."""
+        if self._complete:
+            self._surplus = True
+            return
         self._flowing = True
         self._parts.append(data)
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request is none: whatever else this connection brings is not to be trusted."""
+        self._surplus = self._complete
 
     def on_message_complete(self) -> None:
         """Note the end; that of an interim answer is none."""
         if self._in_body:
             self._complete = True
 
+    def _deliver(self, sink: Sink) -> None:
+        if self._head_pending:
+            self._head_pending = False
+            assert self._parser is not None  # noqa: S101 - narrows for the type checker
+            head = Head(self._parser.get_status_code(), tuple(self._headers))
+            broken = head.broken()
+            if broken:
+                self._fail(broken)
+                return
+            self._close_delimited = head.length is None and not head.chunked
+            self._remember(head)
+            load = head.get(LOAD)
+            if load:
+                sink.upstream_load(load)
+            sink.upstream_head(head)
+        if self._parts and self._sink is sink:
+            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+            sink.upstream_data(data)
+        if self._complete and self._sink is sink:
+            self._leave()
+            sink.upstream_end()
+
+    def _remember(self, head: Head) -> None:
+        """The head of a good answer, sized or an event stream, may come again on a connection that stays."""
+        first, self._first = self._first, b""
+        if head.status != _OK or not self._keep or not ((head.events and head.chunked) or head.length is not None):
+            return
+        found = template(first[: first.find(b"\r\n\r\n") + 4], _CHANGING)
+        if found is None or found.sized == head.chunked:
+            return
+        if found.sized:
+            self._pool.sized = Known(found, head)
+        else:
+            self._pool.chunked = Known(found, head)
+
     # --- for the pool and the calls ---
 
-    def start(self, call: Call, sink: Sink, head: bytes, body: bytes) -> None:
+    def start(self, sink: Sink, head: bytes, body: tuple[Buffer, ...]) -> None:
         """Send a request."""
-        assert self._transport is not None  # noqa: S101 - narrows for the type checker
-        self._call, self._sink = call, sink
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._parts = [], []
-        self._head_size = 0
-        self._head_pending = self._in_body = self._complete = self._close_delimited = False
+        transport = self._transport
+        assert transport is not None  # noqa: S101 - narrows for the type checker
+        self._sink = sink
+        self._parser = None
+        self._mode = _Mode.HEAD
         self._untouched = True
         self._flowing = False
-        self._heard_at = self._pool.now()
-        self._transport.write(head + body if len(body) < MAX_HEAD else head)
-        if len(body) >= MAX_HEAD:
-            self._transport.write(body)
+        self._rest = b""
+        self._heard = True
+        if sum(map(len, body)) < LARGEST:
+            self._pool.outbox.write(transport, b"".join((head, *body)))
+        else:
+            transport.writelines((head, *body))
 
     def usable(self) -> bool:
         """Whether the peer has not closed it."""
@@ -250,66 +515,45 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; nobody is told."""
-        self._sink = self._call = None
+        self._sink = None
         if self._transport is not None:
+            self._pool.outbox.forget(self._transport)
             self._transport.abort()
 
     def pause(self) -> None:
         """Stop reading."""
         if self._transport is not None and not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        self._heard_at = self._pool.now()
-        if self._transport is not None and not self._transport.is_closing():
+        self._heard = True
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
 
     def check(self, now: float, patience: Patience) -> None:
         """Give up an exchange in which nothing came for too long. A head alone is no sign of work."""
+        if self._heard:
+            self._heard, self._heard_at = False, now
         allowed = patience.between_s if self._flowing else patience.first_s
         if self._sink is not None and now - self._heard_at > allowed:
             self._fail(f"sent nothing{' more' if self._flowing else ''} for {allowed:g}s", late=True)
 
-    def _deliver(self, sink: Sink) -> None:
-        if self._head_pending:
-            self._head_pending = False
-            sink.upstream_head(self._head())
-        if self._parts and self._sink is sink:
-            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = []
-            sink.upstream_data(data)
-        if self._complete and self._sink is sink:
-            self._finish(sink)
-
-    def _head(self) -> Head:
-        assert self._parser is not None  # noqa: S101 - narrows for the type checker
-        length: int | None = None
-        chunked = False
-        for name, value in self._headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                chunked = True
-        self._close_delimited = length is None and not chunked
-        return Head(self._parser.get_status_code(), tuple(self._headers), length)
-
-    def _finish(self, sink: Sink) -> None:
-        keep = self._keep and not self._close_delimited
-        if self._call is not None:
-            self._call.over()
-        self._sink = self._call = self._parser = None
-        if keep and self.usable():
+    def _leave(self) -> None:
+        """The answer is over: the connection is free for the next exchange, or closes."""
+        self._sink = None
+        if self._keep and not (self._close_delimited or self._surplus) and self.usable():
             self._used_before = True
+            if self._paused:
+                self.resume()
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.close()
-        sink.upstream_end()
 
     def _fail(self, reason: str, *, late: bool = False) -> None:
         sink, stale = self._sink, self._used_before and self._untouched
-        if self._call is not None:
-            self._call.over()
         self.abort()
         if sink is not None:
             sink.upstream_failed(f"{self._pool.target} {reason}", stale=stale and not late, late=late)
@@ -318,23 +562,25 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The connections to one endpoint."""
 
-    def __init__(self, target: Target, now: Callable[[], float]) -> None:
+    def __init__(self, target: Target, now: Callable[[], float], outbox: Outbox | None = None) -> None:
         self.target = target
         self.now = now
+        self.outbox = outbox or Outbox()
+        self.sized: Known | None = None
+        self.chunked: Known | None = None
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._retired = False
 
-    def start(self, sink: Sink, head: bytes, body: bytes, *, fresh: bool = False) -> Call:
+    def start(self, sink: Sink, head: bytes, body: tuple[Buffer, ...], *, fresh: bool = False) -> Call:
         """Send a request on an idle connection, or on a new one."""
-        call = Call()
         connection = None if fresh else self._take()
         if connection is not None:
-            call.attach(connection)
-            connection.start(call, sink, head, body)
-        else:
-            call.connecting(asyncio.get_running_loop().create_task(self._connect(call, sink, head, body)))
-        return call
+            connection.start(sink, head, body)
+            return connection
+        dial = Dial()
+        dial.task = asyncio.get_running_loop().create_task(self._connect(dial, sink, head, body))
+        return dial
 
     def put(self, connection: Connection) -> None:
         """Keep a connection whose exchange is over."""
@@ -372,6 +618,10 @@ class Pool:
         """Whether no connection is left."""
         return not self._all
 
+    def count(self) -> tuple[int, int]:
+        """Connections in use, and idle ones."""
+        return len(self._all) - len(self._idle), len(self._idle)
+
     def close(self) -> None:
         """Close everything."""
         for connection in list(self._all):
@@ -385,8 +635,9 @@ class Pool:
             connection.abort()
         return None
 
-    async def _connect(self, call: Call, sink: Sink, head: bytes, body: bytes) -> None:
+    async def _connect(self, dial: Dial, sink: Sink, head: bytes, body: tuple[Buffer, ...]) -> None:
         connection = Connection(self)
+        started = self.now()
         self._all.add(connection)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -405,12 +656,14 @@ class Pool:
             self._all.discard(connection)
             connection.abort()
             raise
-        if not call.attach(connection):
+        if not dial.attach(connection):
             connection.abort()
         elif not connection.usable():
             sink.upstream_failed(f"{self.target} closed the connection before the request was sent", stale=False)
         else:
-            connection.start(call, sink, head, body)
+            dial.took = self.now() - started
+            connection.start(sink, head, body)
+            dial.settle()
 
     async def _open(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
@@ -426,6 +679,7 @@ class Upstreams:
     def __init__(self, now: Callable[[], float], patience: Patience) -> None:
         self._now = now
         self._patience = patience
+        self._outbox = Outbox()
         self._pools: dict[Target, Pool] = {}
         self._retired: list[Pool] = []
 
@@ -433,7 +687,7 @@ class Upstreams:
         """The pool of an endpoint."""
         found = self._pools.get(target)
         if found is None:
-            found = self._pools[target] = Pool(target, self._now)
+            found = self._pools[target] = Pool(target, self._now, self._outbox)
         return found
 
     def keep_only(self, targets: set[Target]) -> None:
@@ -449,6 +703,11 @@ class Upstreams:
             pool.trim()
             pool.check(self._patience)
         self._retired = [pool for pool in self._retired if not pool.over()]
+
+    def count(self) -> tuple[int, int]:
+        """Connections in use, and idle ones."""
+        counts = [pool.count() for pool in self._everything()]
+        return sum(busy for busy, _ in counts), sum(idle for _, idle in counts)
 
     def close(self) -> None:
         """Close everything."""
@@ -475,6 +734,17 @@ class _Collector:
         self._status = _SERVER_ERROR
         self._parts: list[bytes] = []
         self._size = 0
+
+    def upstream_load(self, load: bytes) -> None:
+        del load
+
+    def upstream_whole(self, head: Head, body: bytes) -> None:
+        self._status = head.status
+        self.upstream_data(body)
+        self.upstream_end()
+
+    def upstream_frames(self, frames: bytes) -> None:
+        self.upstream_data(cut(frames).payload())
 
     def upstream_head(self, head: Head) -> None:
         self._status = head.status
@@ -506,7 +776,7 @@ async def fetch(pool: Pool, head: bytes, body: bytes, timeout_s: float) -> Reply
     """One of the router's own calls. Raises OSError or TimeoutError when no whole answer came."""
     for fresh in (False, True):
         collector = _Collector()
-        call = pool.start(collector, head, body, fresh=fresh)
+        call = pool.start(collector, head, (body,), fresh=fresh)
         try:
             async with asyncio.timeout(timeout_s):
                 return await collector.done

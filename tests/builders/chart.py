@@ -32,6 +32,21 @@ ALL_OPTIONS: Object = {
     "engine": {"image": "registry.example.com/vllm:v0.32.0"},
     "platformNamespaces": ["ml", "ai-platform"],
     "unbudgetedNamespaces": "Reject",
+    "oidc": [
+        {
+            "issuer": "https://login.example.com/realms/acme",
+            "audience": "fairlead",
+            "namespaceClaim": "team",
+            "nameClaim": "preferred_username",
+            "jwks": {"keys": [{"kty": "RSA", "kid": "one", "n": "sXch", "e": "AQAB"}]},
+        },
+        {
+            "issuer": "https://dex.example.com:5556",
+            "audience": "fairlead",
+            "namespaceClaim": "/kubernetes.io/namespace",
+            "caBundle": "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n",
+        },
+    ],
     "crds": {"install": True, "keep": False},
     "operator": {
         "replicas": 2,
@@ -58,6 +73,8 @@ ALL_OPTIONS: Object = {
         "tolerations": [{"key": "control", "operator": "Exists", "effect": "NoSchedule"}],
         "podAnnotations": {"example.com/team": "platform"},
     },
+    "router": {"accessLog": 0.01, "tracing": {"endpoint": "http://otel-collector.monitoring:4318", "share": 0.5}},
+    "tls": {"secretName": "gateway-tls"},
     "priorityClassName": "system-cluster-critical",
     "networkPolicy": {"monitoringNamespaces": ["monitoring"], "apiServerPorts": [6443], "dnsPorts": [53]},
     "podMonitor": {"enabled": True, "interval": "15s", "labels": {"release": "prometheus"}},

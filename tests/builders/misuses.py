@@ -143,6 +143,11 @@ def schema_misuses() -> Iterator[Misuse]:
         ("an argument without dashes", "should match '^--[a-z0-9]", pool.engine(extraArgs=["seed=1"]).obj()),
         ("a duration without a unit", "should match '^([0-9]{1,5}", pool.rollout(drainTimeout="600").obj()),
         ("a model name with a space", "should match '^[A-Za-z0-9]", policy.models("chat 8b").obj()),
+        ("an unknown priority", 'Unsupported value: "High"', policy.spec(priority="High").obj()),
+        ("a fallback without a trouble", "should have at least 1 items", _falling(when=[])),
+        ("a fallback for a budget's action", 'Unsupported value: "Downgraded"', _falling(when=["Downgraded"])),
+        ("a fallback without a pool", "fallbacks[0].poolRef: Required value", _falling(poolRef=None)),
+        ("five fallbacks", "must have at most 4 items", _falling(5)),
         ("too little memory", "should be greater than or equal to 10", pool.engine(memoryUtilizationPercent=9).obj()),
         ("too many replicas", "should be less than or equal to 1000", pool.replicas(1001).obj()),
         ("an unknown period", 'Unsupported value: "Fortnight"', budget.limit(period="Fortnight").obj()),
@@ -176,10 +181,24 @@ def server_misuses() -> Iterator[Misuse]:
     for title, words, obj in (
         ("a variant twice", "Duplicate value", pool.spec(variants=[{"name": "a"}, {"name": "a"}]).obj()),
         ("a model name twice", "Duplicate value", policy.models("chat", "chat").obj()),
+        ("a trouble twice", "Duplicate value", _falling(when=["Saturated", "Saturated"])),
+        (
+            "a fallback outside the cluster",
+            'unknown field "spec.routes[0].fallbacks[0].provider"',
+            _falling(provider={"url": "https://api.example.com/v1"}),
+        ),
         ("an alert twice", "Duplicate value", budget.alert(80).alert(80).obj()),
         ("a misspelt field", 'unknown field "spec.engine.maxTokens"', pool.engine(maxTokens=1).obj()),
     ):
         yield Misuse(title, "server", words, obj)
+
+
+def _falling(count: int = 1, **fields: Any) -> dict[str, Any]:
+    """A policy whose only route has fallbacks with these fields; None takes a field away."""
+    whole = {"when": ["Unavailable"], "poolRef": {"name": "next"}} | fields
+    fallback = {name: value for name, value in whole.items() if value is not None}
+    route = {"name": "all", "poolRefs": [{"name": "chat"}], "fallbacks": [fallback] * count}
+    return make_policy("chat").spec(routes=[route]).obj()
 
 
 def _limit(amount: float) -> dict[str, Any]:

@@ -108,6 +108,15 @@ class PolicyBuilder(Builder):
         others = [route for route in self.body["routes"] if route["name"] not in {"default", name}]
         return self.spec(routes=[*others, {"name": name, "poolRefs": [_pool_ref(pool) for pool in pools], **fields}])
 
+    def fallback(self, route: str, pool: str, *when: str) -> Self:
+        """Add a fallback to a route that is there; without ``when`` it is for Unavailable."""
+        added = {"when": list(when or ("Unavailable",)), "poolRef": {"name": pool}}
+        routes = [
+            {**one, "fallbacks": [*one.get("fallbacks", []), added]} if one["name"] == route else one
+            for one in self.body["routes"]
+        ]
+        return self.spec(routes=routes)
+
     def parsed(self) -> RoutingPolicy:
         """The typed object."""
         return RoutingPolicy.parse(self.obj())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import time
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fairlead_router.app import Place, Router, Times
 from fairlead_router.contract import (
     AUDIENCE_CALLER,
+    ApiKey,
     BudgetConfig,
     Card,
     Endpoint,
@@ -273,10 +275,10 @@ async def station(
     ids = itertools.count(1)
     router = Router(
         place=place or Place(pod="fairlead/gateway-gw1"),
-        times=Times(loop.time, time.time),
+        times=Times(time.monotonic, time.time),
         limits=limits,
         verifier=Verifier(time.time),
-        upstreams=Upstreams(loop.time, patience or Patience()),
+        upstreams=Upstreams(time.monotonic, patience or Patience()),
         telemetry=Telemetry(),
         id_base=0,
     )
@@ -284,14 +286,14 @@ async def station(
     session = router.session = Session(
         transport=transport or local,
         wallet=router.wallet,
-        clocks=Clocks(loop.time, loop.time, time.time),
+        clocks=Clocks(time.monotonic, time.monotonic, time.time),
         new_id=lambda: f"session-{router.place.short}-{next(ids)}-{id(router)}",
         usage=router.book.take,
         report=lambda result: router.telemetry.renewals.add((result,)),
     )
     router.configure(build_index(config or configuration()))
     router.set_endpoints(endpoints(addresses or {}))
-    clients = Clients(limits, loop.time)
+    clients = Clients(limits, time.monotonic)
     server = await loop.create_server(lambda: Client(router, limits, clients), "127.0.0.1", 0)
     found = Station(router, clients, server.sockets[0].getsockname()[1], session)
     found.talking = asyncio.create_task(session.run())
@@ -313,10 +315,39 @@ async def _tick(clients: Clients, router: Router) -> None:
     while True:
         clients.check()
         router.upstreams.check()
-        router.advance()
+        router.tick()
         await asyncio.sleep(0.02)
 
 
 def quick(**changes: float) -> Limits:
     """Limits with short times."""
     return replace(Limits(), **changes)  # type: ignore[arg-type]  # the changes are fields of Limits
+
+
+OIDC_ISSUER = "https://login.example.com/realms/acme"
+OIDC_AUDIENCE = "fairlead-clients"
+
+
+def oidc_issuer(**changes: Any) -> Issuer:
+    """An OIDC provider whose claim ``team`` names the namespace."""
+    fields = {"jwks": jwks("oidc"), "audience": OIDC_AUDIENCE, "namespace_claim": "team", **changes}
+    return Issuer(issuer=OIDC_ISSUER, **fields)
+
+
+def oidc_token(team: Any = "support", name: Any = "alice", **changes: Any) -> str:
+    """A token of that provider. ``changes`` replace claims; ``kid`` names the key."""
+    kid = changes.pop("kid", "oidc")
+    claims = {
+        "iss": OIDC_ISSUER,
+        "aud": OIDC_AUDIENCE,
+        "sub": name,
+        "team": team,
+        "exp": int(time.time()) + 600,
+        **changes,
+    }
+    return jwt.encode(claims, private_key(kid), algorithm="RS256", headers={"kid": kid})
+
+
+def api_key(secret: str, namespace: str = "support", name: str = "ticket-worker", **changes: Any) -> ApiKey:
+    """What routers are told of an API key."""
+    return ApiKey(hash=hashlib.sha256(secret.encode()).hexdigest(), namespace=namespace, name=name, **changes)

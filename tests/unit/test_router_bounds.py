@@ -67,7 +67,7 @@ async def test_an_engine_that_hangs_within_a_stream_is_charged_for_what_ran(engi
         await wire.send(post(chat(stream=True)))
         await wire.head()
         assert b"0\r\n\r\n" not in await wire.closed()
-        await until(lambda: at.router.tally(POOL).output == 3, "the charge")
+        await until(lambda: at.router.telemetry.pool(POOL).totals().output == 3, "the charge")
         assert money(at)[1] == 0
         await until(lambda: engine.running == 0, "the engine's abort")
 
@@ -79,7 +79,7 @@ async def test_a_client_that_stops_reading_is_cut_off_and_the_replica_keeps_its_
         await wire.send(post(chat(stream=True)))
         await until(lambda: engine.running == 1, "the request")
         await until(lambda: at.router._lines[POOL].running == 0, "the slot's release")
-        assert at.router._lines[POOL].replicas[0].failures == 0
+        assert not at.router._lines[POOL].replicas[0].troubled
         await until(lambda: engine.running == 0, "the engine's abort")
 
 

@@ -41,7 +41,7 @@ def test_an_audit_budget_gives_what_it_has_and_never_refuses() -> None:
     purse = granted(wallet, budget(enforcement="Audit"), 5)
     outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
     assert isinstance(outcome, Reservation)
-    wallet.settle(outcome, [8], 0.0)
+    wallet.settle(outcome, [8])
     assert purse.current is not None
     assert (purse.current.charged, purse.current.unbacked) == (8, 3)
 
@@ -52,7 +52,7 @@ def test_what_an_audit_budget_charged_before_its_account_was_known_is_told_later
     purse = wallet.purse(config, "support", "")
     outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
     assert isinstance(outcome, Reservation)
-    wallet.settle(outcome, [7], 0.0)
+    wallet.settle(outcome, [7])
     granted(wallet, config, 0)
     assert purse.current is not None
     assert (purse.current.charged, purse.current.unbacked) == (7, 7)
@@ -69,7 +69,7 @@ def test_a_charge_above_the_bound_is_taken_from_what_is_free_and_then_unbacked()
     purse = granted(wallet, budget(), 20)
     outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
     assert isinstance(outcome, Reservation)
-    wallet.settle(outcome, [25], 0.0)
+    wallet.settle(outcome, [25])
     assert purse.current is not None
     assert (purse.current.charged, purse.current.unbacked, purse.current.out) == (25, 5, 0)
 
@@ -79,8 +79,8 @@ def test_a_reservation_is_settled_once() -> None:
     purse = granted(wallet, budget(), 20)
     outcome = wallet.reserve([Claim(purse, 10)], NOW_MS, 0.0)
     assert isinstance(outcome, Reservation)
-    wallet.settle(outcome, [3], 0.0)
-    wallet.settle(outcome, [3], 0.0)
+    wallet.settle(outcome, [3])
+    wallet.settle(outcome, [3])
     assert purse.current is not None
     assert (purse.current.charged, purse.current.reserved) == (3, 0)
 
@@ -95,7 +95,7 @@ def test_a_request_over_the_windows_end_is_charged_to_the_window_in_which_it_res
     assert purse.live(late) is None
     assert old is not None
     assert [h.final for h in wallet.statements(late, 0.0, everything=True)] == []
-    wallet.settle(outcome, [4], 0.0)
+    wallet.settle(outcome, [4])
     (last,) = wallet.statements(late, 0.0, everything=True)
     assert (last.final, last.charged, last.returned) == (True, 4, 16)
     assert not wallet.holdings
@@ -164,7 +164,7 @@ def test_charges_and_what_is_out_add_up_to_the_grant(requests: list[tuple[int, i
     for bound, charge in requests:
         outcome = wallet.reserve([Claim(purse, bound)], NOW_MS, 0.0)
         if isinstance(outcome, Reservation):
-            wallet.settle(outcome, [charge], 0.0)
+            wallet.settle(outcome, [charge])
     assert holding.out + holding.charged - holding.unbacked + holding.returned == grant
 
 
@@ -211,7 +211,7 @@ class WalletMachine(RuleBasedStateMachine):
     @rule(reservation=open_ones, charge=st.integers(0, 150))
     def settle(self, reservation: Reservation | None, charge: int) -> None:
         if reservation is not None:
-            self.wallet.settle(reservation, [charge, charge], 0.0)
+            self.wallet.settle(reservation, [charge, charge])
 
     @rule(everything=st.booleans(), waiting=st.integers(0, 50))
     def seal(self, everything: bool, waiting: int) -> None:

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_router.contract import BUCKET_MS
-from fairlead_router.metering import Dimension, Spent, StreamMeter, Usage, UsageBook, read_answer
+from fairlead_router.metering import Dimension, Row, Spent, StreamMeter, UsageBook
+from fairlead_router.paths import CHAT, SERVED
+from fairlead_router.usage import Reading, Usage, reader
 
 
 def event(**members: Any) -> bytes:
@@ -35,7 +37,11 @@ def meter(*, asked: bool = False) -> StreamMeter:
         seen = usage.prompt_tokens if usage is not None else None
         return f'"fairlead":{seen}'.encode() if in_chunk else f": fairlead {seen}\n\n".encode()
 
-    return StreamMeter(note, asked=asked)
+    return StreamMeter(reader(SERVED[CHAT]), note, asked=asked)
+
+
+def read_answer(body: bytes) -> Reading:
+    return reader(SERVED[CHAT]).whole(body)
 
 
 def run(found: StreamMeter, pieces: list[bytes]) -> bytes:
@@ -130,8 +136,9 @@ def dimension(caller: str = "sa:web") -> Dimension:
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 2 * BUCKET_MS), st.integers(0, 10**9))))
 def test_usage_lines_add_up_to_what_was_counted(requests: list[tuple[str, int, int]]) -> None:
     book = UsageBook()
+    rows = {caller: Row(dimension(caller)) for caller in "ab"}
     for caller, at, nano in requests:
-        book.add(at, dimension(caller), Spent(5, 2, 3, nano))
+        book.add(rows[caller], at, Spent(5, 2, 3, nano))
     lines = book.take()
     assert sum(line.nano_usd for line in lines) == sum(nano for _, _, nano in requests)
     assert sum(line.requests for line in lines) == len(requests)
@@ -142,7 +149,7 @@ def test_usage_lines_add_up_to_what_was_counted(requests: list[tuple[str, int, i
 def test_dimensions_beyond_the_bound_are_counted_together() -> None:
     book = UsageBook()
     for index in range(4_100):
-        book.add(0, dimension(f"sa:{index}"), Spent(1, 0, 1, 1))
+        book.add(Row(dimension(f"sa:{index}")), 0, Spent(1, 0, 1, 1))
     lines = book.take()
     assert len(lines) <= 4_001
     assert sum(line.nano_usd for line in lines) == 4_100
@@ -171,3 +178,25 @@ def test_an_answer_that_is_nested_without_end_is_an_answer_without_usage() -> No
     assert read_answer(deep).usage is None
     found = meter()
     assert run(found, [b"data: " + deep + b"\n\n"]).endswith(b"}\n\n")
+
+
+def test_a_row_that_is_used_over_the_turn_of_a_quarter_hour_tells_both() -> None:
+    book, row = UsageBook(), Row(dimension())
+    book.add(row, BUCKET_MS - 1, Spent(1, 0, 1, 5))
+    book.add(row, BUCKET_MS, Spent(1, 0, 1, 7))
+    assert [(line.bucket, line.nano_usd) for line in book.take()] == [(0, 5), (BUCKET_MS, 7)]
+    book.add(row, BUCKET_MS + 1, Spent(1, 0, 1, 9))
+    assert [(line.bucket, line.nano_usd) for line in book.take()] == [(BUCKET_MS, 9)]
+
+
+def framed(*events: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events)
+
+
+def test_chunks_pass_unseen_only_while_nothing_in_them_is_ours_and_no_event_is_open() -> None:
+    found = meter()
+    assert found.passes(framed(token("a"), token("b")))
+    assert found.events == 2
+    assert not found.passes(framed(event(usage=USAGE)))
+    assert found.feed(b"data: half") == b""
+    assert not found.passes(framed(token("c")))

@@ -133,7 +133,8 @@ async def test_a_pool_without_a_price_is_refused_by_usd_budgets_only(engine: Fak
 
 
 async def test_content_without_a_bound_is_refused_under_an_enforced_budget(engine: FakeEngine) -> None:
-    config = configuration(budgets=(budget(),))
+    unknown = PoolConfig(pool=POOL, slots=4, card=CARD)
+    config = configuration(pools=(unknown,), budgets=(budget(),))
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]
     async with station(config, {POOL: (await engine.start(),)}, lease={"support/support": 10**9}) as at:
         refused = await at.ask(chat(messages=image))

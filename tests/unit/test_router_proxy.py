@@ -129,7 +129,7 @@ async def test_no_replica_that_answers_is_a_502_that_costs_nothing(engine: FakeE
     async with station(addresses={POOL: (await engine.start(),)}) as at:
         answer = await at.ask(chat())
     assert (answer.status, answer.code) == (502, "upstream_error")
-    assert at.router.tally(POOL).nano_usd == 0
+    assert at.router.telemetry.pool(POOL).totals().nano_usd == 0
 
 
 async def test_a_stream_that_breaks_is_seen_by_the_client_and_charged_for_what_ran(engine: FakeEngine) -> None:
@@ -139,7 +139,7 @@ async def test_a_stream_that_breaks_is_seen_by_the_client_and_charged_for_what_r
         await wire.send(post(chat(stream=True)))
         await wire.head()
         assert b"0\r\n\r\n" not in await wire.closed()
-        await until(lambda: at.router.tally(POOL).output == 3, "the charge")
+        await until(lambda: at.router.telemetry.pool(POOL).totals().output == 3, "the charge")
 
 
 async def test_an_idle_connection_that_died_is_replaced_without_the_client_noticing(engine: FakeEngine) -> None:

@@ -14,7 +14,7 @@ from fairlead_router.budget import Claim, Reservation, Wallet
 from fairlead_router.contract import AccountAnswer, SyncRequest, Window
 from fairlead_router.lease import Clocks, Outcome, Session
 from fairlead_router.local_lease import LocalLease
-from fairlead_router.metering import Dimension, Spent, UsageBook
+from fairlead_router.metering import Dimension, Row, Spent, UsageBook
 from tests.builders.router import budget, until
 
 
@@ -56,7 +56,7 @@ class Desk:
     async def reserve(self, amount: int) -> Outcome:
         """Reserve, waiting if needed."""
         claims = [Claim(self.session.wallet.purse(budget(), "support", ""), amount)]
-        outcome = self.session.reserve(claims)
+        outcome = self.session.reserve(claims, self.session._clocks.now())
         if isinstance(outcome, Reservation) or outcome is None:
             return outcome
         told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -102,7 +102,7 @@ async def test_usage_is_told_once_although_its_answer_was_lost() -> None:
     async with desk() as at:
         await until(lambda: at.network.applied, "the first message")
         dimension = Dimension("support", "sa:web", "", "chat", "a/b", "h100", "all", "Usage", 1)
-        at.book.add(0, dimension, Spent(1, 0, 1, 7))
+        at.book.add(Row(dimension), 0, Spent(1, 0, 1, 7))
         at.network.plan.append("lose answer")
         at.session.kick()
         await until(lambda: len(at.network.sent) > 3, "the messages after it")
@@ -139,6 +139,7 @@ async def test_a_lease_that_ran_out_is_not_spent() -> None:
         assert isinstance(await at.reserve(100), Reservation)
         at.network.plan.extend(["lose request"] * 50)
         at.boot[0] = 301.0
+        at.session.tick()
         at.session.kick()
         await until(lambda: not at.session.reachable(), "the ledger's absence")
         assert await at.reserve(1) is None
@@ -148,6 +149,7 @@ async def test_a_fenced_session_waits_for_a_ledger_that_is_there() -> None:
     async with desk() as at:
         assert isinstance(await at.reserve(100), Reservation)
         at.boot[0] = 301.0
+        at.session.tick()
         assert isinstance(await at.reserve(1), Reservation)
 
 

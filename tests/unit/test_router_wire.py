@@ -3,14 +3,12 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 
 from fairlead_router import exchange
 from fairlead_router.app import Place
 from fairlead_router.contract import AUDIENCE_ROUTER, Endpoint, Endpoints, PoolEndpoints
-from fairlead_router.server import Limits
 from tests.builders.router import POOL, Station, Wire, chat, post, quick, station, token, until
 from tests.fakes.engine import Behaviour, FakeEngine
 
@@ -77,14 +75,14 @@ async def test_a_head_without_end_is_refused_at_its_bound(at: Station) -> None:
 
 
 async def test_a_body_above_the_limit_is_413_before_it_is_read(engine: FakeEngine) -> None:
-    async with station(addresses={POOL: (await engine.start(),)}, limits=replace(Limits(), body=1000)) as at:
+    async with station(addresses={POOL: (await engine.start(),)}) as at:
         wire = await at.connect()
         await wire.send(LINE + b"host: x\r\n" + AUTH + b"content-length: 5000000\r\n\r\n" + b"x" * 100)
         answer = await wire.answer()
         assert (answer.status, answer.code) == (413, "body_too_large")
         chunked = await at.connect()
         await chunked.send(LINE + b"host: x\r\n" + AUTH + b"transfer-encoding: chunked\r\n\r\n")
-        await chunked.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        await chunked.send(b"110000\r\n" + b"x" * 0x110000 + b"\r\n")
         assert (await chunked.answer()).status == 413
 
 
@@ -285,12 +283,15 @@ async def test_a_request_goes_through_two_routers_and_only_the_first_one_charges
     await engine.start(path)
     place = Place(pod="ai-platform/chat-8b-h100-x", pool=POOL, engine=path)
     async with station(place=place) as target, station(addresses={POOL: (f"127.0.0.1:{target.port}",)}) as entry:
-        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER)
+        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER).encode()
         answer = await entry.ask(chat())
         stream = await entry.ask(chat(stream=True))
         assert answer.headers["x-fairlead-cost-usd"] == "0.000001"
         assert stream.body.endswith(b": fairlead cost_usd=0.000001 pool=chat-8b\n\ndata: [DONE]\n\n")
-        assert (entry.router.tally(POOL).requests, target.router.tally(POOL).requests) == (2, 0)
+        assert (
+            entry.router.telemetry.pool(POOL).totals().requests,
+            target.router.telemetry.pool(POOL).totals().requests,
+        ) == (2, 0)
         assert {receipt.headers["x-request-id"] for receipt in engine.receipts} == {
             answer.headers["x-request-id"],
             stream.headers["x-request-id"],
@@ -308,7 +309,7 @@ async def test_a_request_that_meets_a_draining_replica_waits_for_the_one_that_co
         station(place=place) as new,
         station(addresses={POOL: (f"127.0.0.1:{old.port}",)}) as entry,
     ):
-        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER)
+        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER).encode()
         old.router.drain()
         asked = asyncio.create_task(entry.ask(chat()))
         await until(lambda: entry.router.signals("r", ("", ""), 0).pools[0].held == 1, "the held request")
@@ -327,7 +328,7 @@ async def test_a_replica_that_drains_for_ever_is_not_asked_for_ever(
     await engine.start(path)
     place = Place(pod="ai-platform/chat-8b-h100-x", pool=POOL, engine=path)
     async with station(place=place) as target, station(addresses={POOL: (f"127.0.0.1:{target.port}",)}) as entry:
-        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER)
+        entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER).encode()
         target.router.drain()
         refused = await entry.ask(chat())
         assert (refused.status, refused.code) == (502, "upstream_error")

@@ -1,17 +1,20 @@
 #!/bin/bash
-# Start one router on PORT in front of two engines: fairlead.sh PORT BACKEND1 BACKEND2 (URLs). The whole way of a request
-# runs: identity, policy, one USD budget on a local lease, splicing, metering. The token in fairlead.headers and the key
-# in config.json were made for this bench; the key's private half was thrown away.
+# Start one router on PORT in front of two engines: fairlead.sh PORT ENGINE1 ENGINE2 (URLs). The whole way of a request
+# runs: identity (the API key sk-bench), policy, two routes, two USD budgets on a local lease, metering. The access log
+# is off. $FAIRLEAD_ROUTER: another program than the repository's; $FAIRLEAD_BENCH_CONFIG: another configuration.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 port=$1
-b1=${2#http://}
-b2=${3#http://}
+engines() {
+    printf '[{"pod": "bench/%s-1", "address": "%s", "variant": "mock"}, ' "$1" "${2#http://}"
+    printf '{"pod": "bench/%s-2", "address": "%s", "variant": "mock"}]' "$1" "${3#http://}"
+}
 cat > "$work/endpoints.json" <<CONF
-{"pools": [{"pool": "bench/mock-model", "endpoints": [
-  {"pod": "bench/one", "address": "$b1", "variant": "mock"},
-  {"pod": "bench/two", "address": "$b2", "variant": "mock"}]}]}
+{"pools": [
+  {"pool": "bench/mock-model", "endpoints": $(engines short "$2" "$3")},
+  {"pool": "bench/mock-model-long", "endpoints": $(engines long "$2" "$3")}]}
 CONF
-exec "${FAIRLEAD_ROUTER:-$here/../../../.venv/bin/fairlead-router}" --listen 127.0.0.1 --port "$port" --admin-port $((port + 1)) \
-    --config "$here/config.json" --endpoints "$work/endpoints.json" --local-lease "$here/lease.json"
+router=${FAIRLEAD_ROUTER:-$here/../../../.venv/bin/fairlead-router}
+exec "$router" --listen 127.0.0.1 --port "$port" --admin-port $((port + 1)) --endpoints "$work/endpoints.json" \
+    --config "${FAIRLEAD_BENCH_CONFIG:-$here/config.json}" --local-lease "$here/lease.json"

@@ -1,254 +1,200 @@
-"""``make bench-router``: requests a second and CPU for each request, through the router and straight to the engine.
+"""``make bench-router``: our router beside its peers, in interleaved rounds on one core. The last line is JSON.
 
-Two mock engines and the load share the machine with the router, so requests a second say little on few cores; the
-router's CPU time for each request is what to compare. The last line is JSON.
+The router has one CPU for itself; two mock engines (C) and the load share another. Targets are scripts
+``NAME.sh PORT ENGINE1 ENGINE2`` (URLs) that exec a router, with extra request headers in ``NAME.headers``. The answers
+of every target are checked before it is measured.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from tempfile import TemporaryDirectory
+from typing import Final
 
-import uvloop
+from tests.bench.router import install, memory
+from tests.bench.router.report import Sample, json_line, words
+from tests.bench.router.rows import ROWS, Effort, Row
+from tests.bench.router.stage import DIRECT, BenchError, Cpus, Stage, Target
 
-HERE = Path(__file__).parent
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One measurement."""
-
-    target: str
-    kind: str
-    requests_per_s: float
-    cpu_us_per_request: float
-    p50_ms: float
-    p99_ms: float
-    errors: int
+TARGETS: Final = (DIRECT, "nginx", "vllmr-rr", "sglang-rr", "litellm", "fairlead")
+QUICK: Final = (DIRECT, "vllmr-rr", "fairlead")
+_REST_S: Final = 1.0
+_TRIES: Final = 3
 
 
-class Engine(asyncio.Protocol):
-    """A mock engine: answers every request with the same bytes as soon as it is whole."""
-
-    def __init__(self, chunks: int) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._buffer = b""
-        self._whole = _whole_answer()
-        self._stream = _stream_answer(chunks)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Answer what is whole."""
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            at = self._buffer.lower().find(b"content-length: ", 0, end)
-            length = int(self._buffer[at + 16 : self._buffer.find(b"\r\n", at)]) if at >= 0 else 0
-            whole = end + 4 + length
-            if len(self._buffer) < whole:
-                return
-            body, self._buffer = self._buffer[:whole], self._buffer[whole:]
-            if self._transport is not None:
-                self._transport.write(self._stream if b'"stream":true' in body else self._whole)
+def order(targets: Sequence[str], number: int) -> list[str]:
+    """The targets' order in a round: each round begins with another one."""
+    start = number % len(targets)
+    return [*targets[start:], *targets[:start]]
 
 
-def _whole_answer() -> bytes:
-    body = json.dumps({
-        "id": "c", "object": "chat.completion", "model": "mock-model",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "t" * 400}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 250, "completion_tokens": 100, "total_tokens": 350},
-    }).encode()  # fmt: skip
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make bench-router", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of one closed loop; latency and streams take 8")
+    parser.add_argument("--targets", type=_names, default=list(TARGETS), help=f"of {','.join(TARGETS)}, or your own")
+    parser.add_argument("--rows", type=_names, default=list(ROWS), help=f"of {','.join(ROWS)}")
+    parser.add_argument("--targets-from", type=Path, help="a folder with targets of your own, which win over ours")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one short round of {','.join(QUICK)}: no figures to quote"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="?",
+        const=1_000_000,
+        default=0,
+        metavar="REQUESTS",
+        help="also our memory after so many requests (1,000,000) of 10k callers",
+    )
+    parser.add_argument(
+        "--rt",
+        type=int,
+        default=0,
+        metavar="PRIORITY",
+        help="router, engines and load under SCHED_RR: others disturb less",
+    )
+    parser.add_argument(
+        "--foreign", type=float, default=8.0, help="measure again above this share of a core for others"
+    )
+    parser.add_argument("--router-cpu", type=int, default=0)
+    parser.add_argument("--load-cpu", type=int, default=1)
+    parser.add_argument(
+        "--beside",
+        default="",
+        metavar="COMMAND",
+        help="run beside each row; {pid}, {target} and {row} are replaced: a profiler",
+    )
+    parser.add_argument("--samples", type=Path, help="append every sample to this file, one JSON object a line")
+    given = parser.parse_args(arguments)
+    for row in given.rows:
+        if row not in ROWS:
+            parser.error(f"there is no row {row!r}: choose of {','.join(ROWS)}")
+    return _quick(given) if given.quick else given
 
 
-def _stream_answer(chunks: int) -> bytes:
-    choice = {"index": 0, "delta": {"content": " token"}, "finish_reason": None}
-    chunk = {"id": "c", "object": "chat.completion.chunk", "model": "mock-model", "choices": [choice]}
-    usage = {"prompt_tokens": 250, "completion_tokens": chunks, "total_tokens": 250 + chunks}
-    events = [chunk] * chunks + [{**chunk, "choices": [], "usage": usage}]
-    lines = [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events]
-    out = [b"%x\r\n%b\r\n" % (len(line), line) for line in (*lines, b"data: [DONE]\n\n")]
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    return head + b"".join(out) + b"0\r\n\r\n"
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
-class Caller(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered."""
-
-    def __init__(self, request: bytes, load: "Load") -> None:
-        self._request = request
-        self._load = load
-        self._transport: asyncio.Transport | None = None
-        self._buffer = b""
-        self._sent_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._ask()
-
-    def data_received(self, data: bytes) -> None:
-        """Count what is whole."""
-        self._buffer += data
-        if not _is_whole(self._buffer):
-            return
-        self._load.latencies.append(time.perf_counter() - self._sent_at)
-        self._load.errors += not self._buffer.startswith(b"HTTP/1.1 200")
-        self._buffer = b""
-        self._ask()
-
-    def _ask(self) -> None:
-        if self._transport is not None and not self._load.over:
-            self._sent_at = time.perf_counter()
-            self._transport.write(self._request)
+def _quick(given: argparse.Namespace) -> argparse.Namespace:
+    given.rounds, given.seconds = 1, min(given.seconds, 2.0)
+    given.targets = [name for name in given.targets if name in QUICK] or given.targets
+    return given
 
 
-def _is_whole(answer: bytes) -> bool:
-    end = answer.find(b"\r\n\r\n")
-    if end < 0:
-        return False
-    at = answer.find(b"content-length: ", 0, end)
-    if at < 0:
-        return answer.endswith(b"\r\n0\r\n\r\n")
-    return len(answer) >= end + 4 + int(answer[at + 16 : answer.find(b"\r\n", at)])
+def tell(text: str) -> None:
+    """How it goes on, beside the report."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
 
 
-class Load:
-    """What all callers of one measurement count."""
-
-    def __init__(self) -> None:
-        self.latencies: list[float] = []
-        self.errors = 0
-        self.over = False
+def effort(given: argparse.Namespace) -> Effort:
+    """How long and how often."""
+    return Effort(given.seconds, 3.0, 20) if given.quick else Effort(given.seconds)
 
 
-def request_bytes(kind: str) -> bytes:
-    """A request of 1 KB."""
-    member = ',"stream":true' if kind == "stream" else ""
-    text = "x" * 900
-    body = f'{{"model":"mock-model","messages":[{{"role":"user","content":"{text}"}}],"max_tokens":128{member}}}'
-    token = (HERE / "fairlead.headers").read_text().strip()
-    return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\n{token}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n{body}"
-    ).encode()
+def measure(stage: Stage, target: Target, row: str, given: argparse.Namespace) -> Row:
+    """One row, again while others use too much of the machine; the quietest try."""
+    best: Row | None = None
+    for _ in range(1 if given.rt or given.quick else _TRIES):
+        found = ROWS[row](stage, target, effort(given))
+        stage.drained()
+        if best is None or found.foreign_percent < best.foreign_percent:
+            best = found
+        if best.foreign_percent <= given.foreign:
+            break
+    if best is None:
+        raise BenchError(f"{row}: nothing was measured")
+    return best
 
 
-async def load(port: int, kind: str, seconds: float, connections: int) -> Load:
-    """Keep ``connections`` requests in flight for a while."""
-    found, loop = Load(), asyncio.get_running_loop()
-    request = request_bytes(kind)
-    transports = [
-        (await loop.create_connection(lambda: Caller(request, found), "127.0.0.1", port))[0] for _ in range(connections)
-    ]
-    await asyncio.sleep(seconds)
-    found.over = True
-    for transport in transports:
-        transport.close()
+def one_target(stage: Stage, name: str, number: int, given: argparse.Namespace) -> Iterator[Sample]:
+    """Start a target, check it, and measure its rows."""
+    with stage.running(name) as target:
+        stage.check(target)
+        time.sleep(_REST_S)
+        for row in given.rows:
+            found = measure(stage, target, row, given)
+            shown = ", ".join(f"{key} {value:g}" for key, value in found.figures.items())
+            others = f"others {found.foreign_percent:.0f} % of a core"
+            tell(f"round {number + 1} {name} {row}: {shown}; {others} {found.faults}")
+            yield Sample(number + 1, name, row, found.figures, found.foreign_percent)
+
+
+def bench(stage: Stage, given: argparse.Namespace) -> Iterator[Sample]:
+    """All rounds of all targets; one that fails is told and left out."""
+    for number in range(given.rounds):
+        for name in order(given.targets, number):
+            yield from told(one_target(stage, name, number, given), f"round {number + 1} {name}")
+    if given.memory:
+        yield from told(memory.measure(stage, given.memory), "memory")
+
+
+def told(samples: Iterator[Sample], what: str) -> Iterator[Sample]:
+    """Samples until something fails, which is told."""
+    try:
+        yield from samples
+    except (BenchError, OSError, subprocess.SubprocessError) as error:
+        tell(f"{what}: {error}")
+
+
+def installed(given: argparse.Namespace) -> list[str]:
+    """The targets that can run: what they need is installed; what could not be is told."""
+    programs = ["gcc", "wrk", "taskset", *(["nginx"] if "nginx" in given.targets else [])]
+    install.programs(programs)
+    install.engine()
+    found = []
+    for name in given.targets:
+        fault = "" if given.targets_from and (given.targets_from / f"{name}.sh").exists() else install.peer(name)
+        if fault:
+            tell(f"{name} is left out: it does not install: {fault}")
+        else:
+            found.append(name)
     return found
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time that a process used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def measure(target: str, kind: str, port: int, pid: int, options: argparse.Namespace) -> Result:
-    """Warm up, then measure."""
-    uvloop.run(load(port, kind, 0.5, options.connections))
-    before, started = cpu_s(pid), time.perf_counter()
-    found = uvloop.run(load(port, kind, options.seconds, options.connections))
-    took, used = time.perf_counter() - started, cpu_s(pid) - before
-    count = max(1, len(found.latencies))
-    ordered = sorted(found.latencies) or [0.0]
-    return Result(
-        target=target,
-        kind=kind,
-        requests_per_s=round(count / took, 1),
-        cpu_us_per_request=round(used / count * 1e6, 1),
-        p50_ms=round(ordered[count // 2] * 1000, 2),
-        p99_ms=round(ordered[int(count * 0.99)] * 1000, 2),
-        errors=found.errors,
-    )
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def started(stack: ExitStack, *command: str, port: int) -> int:
-    """Start a process that will listen on a port, wait for it, and stop it in the end; its pid."""
-    process = stack.enter_context(subprocess.Popen(command))
-    stack.callback(process.send_signal, signal.SIGTERM)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process.pid
-        time.sleep(0.02)
-    sys.exit(f"{command[0]} did not listen on port {port} within 10s")
-
-
-async def serve_engine(port: int, chunks: int) -> None:
-    """The mock engine's process."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Engine(chunks), "127.0.0.1", port, backlog=1024)
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    await stop.wait()
-    server.close()
-
-
-def bench(options: argparse.Namespace) -> list[Result]:
-    """Both targets, both kinds."""
-    with ExitStack() as stack:
-        engines = [free_port(), free_port()]
-        pids = [
-            started(stack, sys.executable, __file__, "--engine", str(port), "--chunks", str(options.chunks), port=port)
-            for port in engines
-        ]
-        port = free_port()
-        urls = [f"http://127.0.0.1:{engine}" for engine in engines]
-        router = started(stack, str(HERE / "fairlead.sh"), str(port), *urls, port=port)
-        targets = (("direct", engines[0], pids[0]), ("fairlead", port, router))
-        return [measure(name, kind, at, pid, options) for kind in ("whole", "stream") for name, at, pid in targets]
+def take_machine(given: argparse.Namespace) -> None:
+    """Pin this process, which is the load, and what it starts."""
+    os.sched_setaffinity(0, {given.load_cpu})
+    if given.rt:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(given.rt))
 
 
 def main() -> None:
-    """Run as the bench, or as one of its mock engines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--chunks", type=int, default=64, help="of a stream")
-    parser.add_argument("--engine", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.engine:
-        uvloop.run(serve_engine(options.engine, options.chunks))
-        return
-    results = bench(options)
-    for result in results:
-        sys.stdout.write(
-            f"{result.target:9} {result.kind:7} {result.requests_per_s:9.0f} requests/s  "
-            f"{result.cpu_us_per_request:7.1f} µs of CPU  p50 {result.p50_ms:6.2f} ms  p99 {result.p99_ms:6.2f} ms  "
-            f"errors {result.errors}\n"
-        )
-    sys.stdout.write(json.dumps([asdict(result) for result in results]) + "\n")
+    """Measure, print the tables, then one line of JSON."""
+    given = options(sys.argv[1:])
+    given.targets = installed(given)
+    take_machine(given)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    samples: list[Sample] = []
+    folders = [*([given.targets_from.resolve()] if given.targets_from else []), install.HERE, install.HERE / "peers"]
+    with TemporaryDirectory(prefix="bench-router-") as work:
+        stage = Stage(Path(work), Cpus(given.router_cpu, given.load_cpu), folders, given.beside)
+        try:
+            for sample in bench(stage, given):
+                samples.append(sample)
+                keep(given.samples, sample)
+        finally:
+            stage.close()
+    if not samples:
+        sys.exit("nothing was measured")
+    sys.stdout.write(f"{words(samples)}\n\n{json_line(samples)}\n")
+
+
+def keep(path: Path | None, sample: Sample) -> None:
+    """Append a sample to the file of ``--samples``."""
+    if path is not None:
+        with path.open("a") as out:
+            out.write(json.dumps(asdict(sample)) + "\n")
 
 
 if __name__ == "__main__":

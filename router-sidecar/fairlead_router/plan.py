@@ -1,0 +1,197 @@
+"""What is the same for all requests of a caller, its labels and a model: prepared once, looked up for each request.
+
+An ``Owner`` is a caller with what it says of its requests; its ``Plan`` for a model holds a ``Lane`` for each pool that
+may serve it: the pool's line and card, the purses of the budgets that must admit, the counters, and the bytes that do
+not change. All of it is dropped when the configuration changes; a request under way keeps the lane that it began with,
+and so its rate card.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from fairlead_router import refusals
+from fairlead_router.answers import Refusal, remaining_text
+from fairlead_router.budget import Holding, Purse, Wallet
+from fairlead_router.contract import NANO_PER_USD, Attempt, Basis, PolicyConfig, PoolConfig, Priority, RouteConfig
+from fairlead_router.metering import Dimension, Row
+from fairlead_router.policy import BudgetMatch, Caller, Labels
+from fairlead_router.queueing import Line
+from fairlead_router.retries import RetryBudget
+from fairlead_router.sizing import UNIT_AT, Calibration
+from fairlead_router.telemetry import PoolTally, Series, Telemetry
+
+_CENT: Final = NANO_PER_USD // 100
+MAX_PLANS: Final = 64
+"""Of one owner: models that it asked for."""
+
+
+class Owner:
+    """A caller and what it says of its requests."""
+
+    __slots__ = ("caller", "labels", "plans")
+
+    def __init__(self, caller: Caller, labels: Labels) -> None:
+        self.caller = caller
+        self.labels = labels
+        self.plans: dict[str, Plan] = {}
+
+
+class Shown:
+    """A budget of the caller's own namespace, as answers show what is left of it.
+
+    The text holds until the ledger answers anew, or more than ``until`` was charged: from a dollar on, what is left is
+    shown in cents.
+    """
+
+    __slots__ = ("answered_at", "holding", "name", "purse", "until")
+
+    def __init__(self, purse: Purse) -> None:
+        self.purse = purse
+        self.name = purse.budget.name
+        self.holding: Holding | None = None
+        self.until = 0
+        self.answered_at = 0.0
+
+    def text(self) -> str:
+        """What is left; empty while that is not known."""
+        holding = self.holding = self.purse.current
+        if holding is None:
+            return ""
+        left, unit = holding.remaining(), self.purse.budget.unit
+        spare = left % _CENT if unit == "USD" and left >= NANO_PER_USD else 0
+        self.until, self.answered_at = holding.charged + spare, holding.verdict_at
+        return remaining_text(left, unit)
+
+
+class Parts:
+    """What lanes are made of, beside the configuration; one for the whole router."""
+
+    __slots__ = ("calibration", "line", "retries", "telemetry", "wallet")
+
+    def __init__(
+        self,
+        line: Callable[[str], Line],
+        calibration: Callable[[str], Calibration],
+        retries: Callable[[str], RetryBudget],
+        wallet: Wallet,
+        telemetry: Telemetry,
+    ) -> None:
+        self.line = line
+        self.calibration = calibration
+        self.retries = retries
+        self.wallet = wallet
+        self.telemetry = telemetry
+
+
+class Lane:
+    """One pool of one route, for one owner and model."""
+
+    __slots__ = (
+        "_lines", "_rows", "attempt", "calibration", "card", "config", "context", "index", "line", "plan", "pool",
+        "purses", "refusal", "retries", "route", "series", "served", "shown", "tally", "text_only",
+    )  # fmt: skip
+
+    def __init__(self, parts: Parts, plan: "Plan", index: int, pool: str, attempt: Attempt = "Primary") -> None:
+        self.plan = plan
+        self.index = index
+        self.route: RouteConfig = plan.policy.routes[index]
+        self.attempt = attempt
+        self.line = parts.line(pool)
+        self.config: PoolConfig = self.line.config
+        self.card = self.config.card
+        self.context = self.config.max_context_tokens
+        self.pool = pool
+        self.served = pool.partition("/")[2]
+        self.calibration = parts.calibration(pool)
+        self.retries = parts.retries(pool)
+        caller = plan.owner.caller
+        self.series: Series = parts.telemetry.series(caller.namespace, pool, self.route.name, plan.priority)
+        self.tally: PoolTally = parts.telemetry.pool(pool)
+        purses = [parts.wallet.purse(match.budget, match.namespace, match.key) for match in plan.matches]
+        self.purses = tuple((purse, UNIT_AT[purse.budget.unit]) for purse in purses)
+        """The budgets' accounts, and where their units are in ``sizing.amounts_of``."""
+        self.shown = tuple(Shown(purse) for purse in purses if purse.budget.namespace == caller.namespace)
+        self.refusal = self._refusal(purses)
+        self.text_only = next((p.label for p in purses if p.enforced and p.budget.unit != "Requests"), "")
+        """The budget that admits only what has a bound."""
+        self._rows: dict[tuple[str, Basis], Row] = {}
+        self._lines = b""
+
+    def _refusal(self, purses: list[Purse]) -> Refusal | None:
+        """A USD budget cannot admit what has no price."""
+        for purse in purses:
+            budget = purse.budget
+            if purse.enforced and budget.unit == "USD" and (self.card is None or not budget.price_known):
+                return refusals.price_unknown(purse.label, self.pool)
+        return None
+
+    def row(self, variant: str, basis: Basis) -> Row:
+        """Where the usage of requests that a variant served is counted."""
+        found = self._rows.get((variant, basis))
+        if found is None:
+            plan, card = self.plan, self.card
+            caller, labels = plan.owner.caller, plan.owner.labels
+            dimension = Dimension(
+                caller.namespace, caller.name, labels.feature or "", plan.model, self.pool, variant, self.route.name,
+                basis, card.version if card is not None else 0, self.attempt,
+            )  # fmt: skip
+            found = self._rows[variant, basis] = Row(dimension)
+        return found
+
+    def remaining(self) -> list[tuple[str, str]]:
+        """What is left of the budgets of the caller's own namespace, as far as that is known."""
+        return [(shown.name, text) for shown in self.shown if (text := shown.text())]
+
+    def lines(self) -> bytes:
+        """The headers that tell the pool and what is left of the budgets."""
+        for shown in self.shown:
+            holding = shown.purse.current
+            if holding is None or holding is not shown.holding or holding.charged > shown.until:
+                return self._rendered()
+            if holding.verdict_at != shown.answered_at:
+                return self._rendered()
+        return self._lines or self._rendered()
+
+    def _rendered(self) -> bytes:
+        left = ", ".join(f"{name}={text}" for name, text in self.remaining()).encode()
+        lines = b"x-fairlead-pool: %b\r\nx-fairlead-cache: off\r\n" % self.served.encode()
+        self._lines = lines + b"x-fairlead-budget-remaining: %b\r\n" % left if left else lines
+        return self._lines
+
+
+class Plan:
+    """How an owner's requests for a model are served. ``matches`` are the budgets that must admit them."""
+
+    __slots__ = ("_lanes", "_parts", "calibration", "lanes", "matches", "model", "owner", "policy", "priority")
+
+    def __init__(
+        self, parts: Parts, owner: Owner, model: str, policy: PolicyConfig, matches: tuple[BudgetMatch, ...]
+    ) -> None:
+        self.owner = owner
+        self.model = model
+        self.policy = policy
+        self.matches = matches
+        self.priority = lowered(policy.priority, owner.labels.priority)
+        self.calibration = parts.calibration(policy.routes[0].pools[0].pool)
+        """That of the smallest route decides about the route."""
+        self.lanes: list[Lane | None] = [None] * len(policy.routes)
+        """By route: its lane, if it has one pool and was asked for."""
+        self._parts = parts
+        self._lanes: dict[tuple[int, str], Lane] = {}
+
+    def lane(self, index: int, pool: str, attempt: Attempt = "Primary") -> Lane:
+        """The lane of a route's pool."""
+        found = self._lanes.get((index, pool))
+        if found is None:
+            found = self._lanes[index, pool] = Lane(self._parts, self, index, pool, attempt)
+            if len(found.route.pools) == 1 and attempt == "Primary":
+                self.lanes[index] = found
+        return found
+
+
+_RANK: Final[dict[Priority, int]] = {"Interactive": 0, "Standard": 1, "Batch": 2}
+
+
+def lowered(highest: Priority, asked: Priority | None) -> Priority:
+    """The priority of a request: what it asks for, never above what its policy gives."""
+    return highest if asked is None or _RANK[asked] < _RANK[highest] else asked
