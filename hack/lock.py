@@ -12,6 +12,8 @@ TARGETS = {
     "operator": ["--extra", "operator"],
     "router": ["--extra", "router", "--extra", "otel"],
     "caller": ["--extra", "caller"],
+    "bench": ["--group", "pyproject.toml:bench"],
+    "bench-litellm": ["--group", "pyproject.toml:bench-litellm"],
     "dev": ["--group", "dev", "--extra", "operator", "--extra", "router", "--extra", "otel"],
 }
 OPTIONS = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
@@ -23,7 +25,9 @@ def main() -> None:
     uv = Path(sys.executable).with_name("uv")
     for name, selection in TARGETS.items():
         output = f"requirements/{name}.txt"
-        command = [str(uv), "pip", "compile", *OPTIONS, *SILENCE, "pyproject.toml", *selection, "-o", output]
+        # The bench's groups stand alone; the others come with what the project itself depends on.
+        source = [] if name.startswith("bench") else ["pyproject.toml"]
+        command = [str(uv), "pip", "compile", *OPTIONS, *SILENCE, *source, *selection, "-o", output]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         print(f"wrote {output}")
 

@@ -35,7 +35,7 @@ from fairlead_router.lease import Session
 from fairlead_router.metering import UsageBook
 from fairlead_router.passage import Passage
 from fairlead_router.paths import SERVED, ServedPath, closed
-from fairlead_router.plan import MAX_PLANS, Lane, Owner, Parts, Plan
+from fairlead_router.plan import Lane, Owner, Parts, Plan, Plans
 from fairlead_router.policy import (
     MAX_KEY,
     Caller,
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 MODELS: Final = b"/v1/models"
 MAX_OWNERS: Final = 4_096
-"""Callers with their labels that are prepared for; beyond that all are prepared anew."""
+"""Callers with their labels that are prepared for; beyond that the oldest is prepared anew."""
 _JUDGED_S: Final = 5.0
 """How long a judgement about a head is good: a key that was revoked meanwhile comes with a new configuration."""
 _HOP_MORE: Final = 1024 * 1024
@@ -150,7 +150,7 @@ class Router:
         self._owners: dict[tuple[Caller, Labels], Owner] = {}
         self._generation = 0
         self._body_limit = limits.body
-        self._parts = Parts(self.line, self.calibration_of, self.retries_of, self.wallet, telemetry)
+        self._plans = Plans(Parts(self.line, self.calibration_of, self.retries_of, self.wallet, telemetry))
         self._turn = 0
         self._next_id = id_base
         self.name = f"fl-{place.short}".encode()
@@ -193,6 +193,7 @@ class Router:
         """What was prepared for callers is prepared anew with their next request."""
         self._generation += 1
         self._owners.clear()
+        self._plans.forget()
 
     def _replicas(self, pool: str, endpoints: Iterable[Endpoint]) -> list[Replica]:
         found = []
@@ -256,7 +257,7 @@ class Router:
         found = self._owners.get(key)
         if found is None:
             if len(self._owners) >= MAX_OWNERS:
-                self._owners.clear()
+                del self._owners[next(iter(self._owners))]
             found = self._owners[key] = Owner(caller, labels)
         return found
 
@@ -337,10 +338,7 @@ class Router:
         refusal = refuse_unbudgeted(index, caller, matches)
         if refusal is not None:
             return refusal
-        if len(owner.plans) >= MAX_PLANS:
-            owner.plans.clear()
-        plan = owner.plans[model] = Plan(self._parts, owner, model, policy, matches)
-        return plan
+        return self._plans.find(owner, model, policy, matches)
 
     def pick(self, plan: Plan, index: int) -> Lane:
         """The pool for the next request of a route: by weight, among those that have replicas."""

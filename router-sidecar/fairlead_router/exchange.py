@@ -364,7 +364,8 @@ class Exchange:
         first, tail = self._forward or self._spliced(lane)
         self._stage = Stage.SENT
         now = self._sent_at = router.now()
-        lane.retries.request(now)
+        if not self._tried and not fresh:
+            lane.retries.request(now)
         self._head = self._meter = None
         if self._size:
             self._forget_answer()
@@ -587,10 +588,12 @@ class Exchange:
         self._tries += 1
         self._tried = (*self._tried, replica)
         self._free_slot()
-        others = any(other not in self._tried for other in lane.line.replicas)
+        now = router.now()
+        # One that is left alone is not waited for: this request has met the trouble already.
+        others = any(other not in self._tried and other.ejected_until <= now for other in lane.line.replicas)
         if self._tries >= MAX_TRIES or not others:
             self._upstream_error(reason)
-        elif not lane.retries.allow(router.now()):
+        elif not lane.retries.allow(now):
             router.telemetry.retries.add((lane.pool, "no_budget"))
             self._upstream_error(reason)
         else:
@@ -631,7 +634,8 @@ class Exchange:
             self._fallen = (*self._fallen, fallback.pool)
             other = plan.lane(fitted.index, fallback.pool, "Fallback")
             if other.refusal is None and not other.line.empty():
-                lane.line.wake()
+                if trouble == "ScaledToZero":
+                    lane.line.wake()
                 self._free_slot()
                 self._move(fitted, other)
                 return True
@@ -682,7 +686,7 @@ class Exchange:
             router.session.settle(self._reservation, [charged[unit] for _, unit in lane.purses])
         spent = self._spent = Spent(prompt, cached, output, cost)
         variant = self._replica.variant if self._replica is not None else ""
-        router.book.add(lane.row(variant, basis), router.book_ms, spent)
+        router.book.add(self._owner.row(lane, variant, basis), router.book_ms, spent)
         lane.series.settled(prompt - cached, cached, output, card, cost)
         if basis == "Usage":
             lane.calibration.observe(body.size + body.extra_bytes, body.kind, prompt)
@@ -793,6 +797,7 @@ class Exchange:
                 self._count_times(lane)
         if router.access is not None or self._span is not None:
             self._report(outcome, replica)
+        self._meter = None  # it refers to this exchange, which has the body: see plan.py about cycles
 
     def _count_times(self, lane: Lane) -> None:
         now = self._router.now()

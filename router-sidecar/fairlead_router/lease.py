@@ -27,7 +27,7 @@ _HEARTBEAT_S: Final = 5.0
 _BACKOFF_S: Final = (0.1, 2.0)
 _AWAY_AFTER: Final = 3
 _KEEP_MESSAGES: Final = 1_000
-_KEEP_BYTES: Final = 8 * 1024 * 1024
+_KEEP_BYTES: Final = 4 * 1024 * 1024
 
 OK, CONFLICT = 200, 409
 NEVER_TAKEN: Final = frozenset({403, 410, 413, 422})

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from fairlead_router.drain import Drain
 from fairlead_router.identity import Verifier
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
+from fairlead_router.policy import ConfigError
 from fairlead_router.server import Application, Client, Clients, Limits
 from fairlead_router.settings import SettingError, Settings, from_process
 from fairlead_router.telemetry import (
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 _TICK_S: Final = 0.5
 _CLOSE_S: Final = 5.0
 _CONTEXT_POLL_S: Final = 5.0
+_RENEW_S: Final = 30.0
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -180,13 +183,16 @@ async def serve(settings: Settings) -> None:
     clients = Clients(Limits(), parts.router.now)
     admins = Clients(Limits(), parts.router.now)
     _add_client_gauges(parts, clients)
-    requests = await _listen(parts.router, clients, settings.listen, settings.port, tls_context(settings))
+    tls = tls_context(settings)
+    requests = await _listen(parts.router, clients, settings.listen, settings.port, tls)
     admin = await _listen(parts.admin, admins, settings.listen, settings.admin_port)
     drain = await _listen_for_drain(parts)
     _freeze()
     log.info("listening", extra={"event": "Listening", "port": settings.port, "pool": settings.pool})
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(work) for work in _background(parts, (clients, admins))]
+        if tls is not None:
+            running.append(tasks.create_task(_renew(tls, settings)))
         await stop.wait()
         requests.close()
         clients.close()
@@ -209,29 +215,64 @@ def _load(parts: Parts) -> None:
     """The configuration to start with: a file, or what was in use before."""
     settings = parts.settings
     if settings.config is not None:
-        parts.configuration.take(read_files(settings.config, settings.endpoints))
+        try:
+            parts.configuration.take(read_files(settings.config, settings.endpoints))
+        except (OSError, msgspec.DecodeError, ConfigError) as error:
+            files = " and ".join(str(path) for path in (settings.config, settings.endpoints) if path is not None)
+            raise SettingError(f"the configuration in {files} cannot be used: {error}") from error
     elif parts.store is not None:
         kept = parts.store.load()
         if kept is not None:
-            parts.configuration.take(kept)
+            try:
+                parts.configuration.take(kept)
+            except ConfigError as error:
+                log.warning("the configuration that was kept is not used: %s", error)
 
 
 async def _listen(
     app: Application, clients: Clients, host: str, port: int, tls: ssl.SSLContext | None = None
 ) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Client(app, Limits(), clients), host, port, backlog=4096, ssl=tls)
+    loop, limits = asyncio.get_running_loop(), Limits()
+    return await loop.create_server(lambda: Client(app, limits, clients), host, port, backlog=4096, ssl=tls)
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS for the port of requests, if a certificate is given; raises OSError for files that cannot be read."""
+    """TLS for the port of requests, if a certificate is given; raises SettingError for files that cannot be used."""
     if settings.tls_cert is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        raise SettingError(f"FAIRLEAD_TLS_CERT and FAIRLEAD_TLS_KEY cannot be used: {error}") from error
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+async def _renew(context: ssl.SSLContext, settings: Settings) -> None:
+    """Take a renewed certificate for new connections; one that cannot be read leaves the old one in use."""
+    cert = settings.tls_cert
+    assert cert is not None  # noqa: S101 - there is a context
+    seen = await asyncio.to_thread(_changed_at, cert)
+    while True:
+        await asyncio.sleep(_RENEW_S)
+        changed = await asyncio.to_thread(_changed_at, cert)
+        if changed == seen:
+            continue
+        try:
+            await asyncio.to_thread(context.load_cert_chain, cert, settings.tls_key)
+            seen = changed
+            log.info("certificate renewed", extra={"event": "CertificateRenewed"})
+        except (OSError, ssl.SSLError) as error:
+            log.warning("the renewed certificate %s cannot be used, the old one stays: %s", cert, error)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 async def _listen_for_drain(parts: Parts) -> asyncio.Server | None:

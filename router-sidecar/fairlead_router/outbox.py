@@ -1,7 +1,8 @@
-"""What is written in one turn of the event loop leaves together at its end, one write for each connection.
+"""What is written in one turn of the event loop leaves together at its end, while there is much to write.
 
-A write that wakes its receiver costs several times one whose receiver is awake, so writes in a row are cheaper than the
-same writes spread over a turn; and the head of an answer leaves with the first bytes of its body.
+A write that wakes its receiver costs several times one whose receiver is awake, so under load writes in a row are
+cheaper than the same writes spread over a turn. With few writes in a turn there is nothing to gain, and putting them
+off costs a turn more: then they leave at once, and now and then it is tried whether that is still so.
 """
 
 import asyncio
@@ -9,19 +10,35 @@ from typing import Final
 
 LARGEST: Final = 64 * 1024
 """Bytes from which on a write is neither copied nor put off, so that its receiver's slowness shows at once."""
+FEW: Final = 2
+"""Writes in a turn that are not worth putting off."""
+_CALM_TURNS: Final = 4
+_AT_ONCE: Final = 64
+"""Writes that leave at once after some calm turns."""
 
 
 class Outbox:
     """The writes of one event loop's turn."""
 
-    __slots__ = ("_loop", "_pending")
+    __slots__ = ("_at_once", "_calm", "_loop", "_pending")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: dict[asyncio.Transport, bytes] = {}
+        self._calm = 0
+        self._at_once = 0
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Send these bytes when the turn ends, after those that the connection was given before."""
+        """Send these bytes in this turn or when it ends, after those that the connection was given before."""
+        pending = self._pending
+        if transport in pending or len(data) >= LARGEST or self._at_once <= 0:
+            self.hold(transport, data)
+        else:
+            self._at_once -= 1
+            transport.write(data)
+
+    def hold(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Send these bytes when the turn ends: more will follow at once, as a body follows its head."""
         pending = self._pending
         if len(data) >= LARGEST:
             transport.write(pending.pop(transport, b""))
@@ -37,6 +54,9 @@ class Outbox:
     def flush(self) -> None:
         """Send now: a connection is about to be closed, or the turn ends."""
         pending, self._pending = self._pending, {}
+        self._calm = self._calm + 1 if len(pending) <= FEW else 0
+        if self._calm >= _CALM_TURNS:
+            self._at_once = _AT_ONCE
         for transport, data in pending.items():
             if not transport.is_closing():
                 transport.write(data)

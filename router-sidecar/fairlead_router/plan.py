@@ -2,12 +2,17 @@
 
 An ``Owner`` is a caller with what it says of its requests; its ``Plan`` for a model holds a ``Lane`` for each pool that
 may serve it: the pool's line and card, the purses of the budgets that must admit, the counters, and the bytes that do
-not change. All of it is dropped when the configuration changes; a request under way keeps the lane that it began with,
-and so its rate card.
+not change. Owners of one namespace whose budgets' accounts are the same share their plans; what is counted by caller is
+the owner's own. All of it is dropped when the configuration changes; a request under way keeps the lane that it began
+with, and so its rate card.
+
+An owner refers to its plans and a plan to its lanes, never the other way round: the collector of cycles runs so seldom
+that what it alone could free would stay.
 """
 
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
 from fairlead_router import refusals
 from fairlead_router.answers import Refusal, remaining_text
@@ -26,14 +31,34 @@ MAX_PLANS: Final = 64
 
 
 class Owner:
-    """A caller and what it says of its requests."""
+    """A caller and what it says of its requests. ``plans`` are by model."""
 
-    __slots__ = ("caller", "labels", "plans")
+    __slots__ = ("_rows", "caller", "labels", "plans")
 
     def __init__(self, caller: Caller, labels: Labels) -> None:
         self.caller = caller
         self.labels = labels
         self.plans: dict[str, Plan] = {}
+        self._rows: dict[tuple[Lane, str, Basis], Row] = {}
+
+    def keep(self, plan: "Plan") -> None:
+        """Serve requests for a model by this plan from now on."""
+        if len(self.plans) >= MAX_PLANS:
+            self.plans.clear()
+            self._rows.clear()
+        self.plans[plan.model] = plan
+
+    def row(self, lane: "Lane", variant: str, basis: Basis) -> Row:
+        """Where the usage of this caller's requests that a variant served is counted."""
+        found = self._rows.get((lane, variant, basis))
+        if found is None:
+            caller, card = self.caller, lane.card
+            dimension = Dimension(
+                caller.namespace, caller.name, self.labels.feature or "", lane.model, lane.pool, variant,
+                lane.route.name, basis, card.version if card is not None else 0, lane.attempt,
+            )  # fmt: skip
+            found = self._rows[lane, variant, basis] = Row(dimension)
+        return found
 
 
 class Shown:
@@ -84,15 +109,15 @@ class Parts:
 
 
 class Lane:
-    """One pool of one route, for one owner and model."""
+    """One pool of one route, for the owners and the model of a plan."""
 
     __slots__ = (
-        "_lines", "_rows", "attempt", "calibration", "card", "config", "context", "index", "line", "plan", "pool",
-        "purses", "refusal", "retries", "route", "series", "served", "shown", "tally", "text_only",
+        "_lines", "attempt", "calibration", "card", "config", "context", "index", "line", "model", "pool", "purses",
+        "refusal", "retries", "route", "series", "served", "shown", "tally", "text_only",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, plan: "Plan", index: int, pool: str, attempt: Attempt = "Primary") -> None:
-        self.plan = plan
+        self.model = plan.model
         self.index = index
         self.route: RouteConfig = plan.policy.routes[index]
         self.attempt = attempt
@@ -104,17 +129,15 @@ class Lane:
         self.served = pool.partition("/")[2]
         self.calibration = parts.calibration(pool)
         self.retries = parts.retries(pool)
-        caller = plan.owner.caller
-        self.series: Series = parts.telemetry.series(caller.namespace, pool, self.route.name, plan.priority)
+        self.series: Series = parts.telemetry.series(plan.namespace, pool, self.route.name, plan.priority)
         self.tally: PoolTally = parts.telemetry.pool(pool)
         purses = [parts.wallet.purse(match.budget, match.namespace, match.key) for match in plan.matches]
         self.purses = tuple((purse, UNIT_AT[purse.budget.unit]) for purse in purses)
         """The budgets' accounts, and where their units are in ``sizing.amounts_of``."""
-        self.shown = tuple(Shown(purse) for purse in purses if purse.budget.namespace == caller.namespace)
+        self.shown = tuple(Shown(purse) for purse in purses if purse.budget.namespace == plan.namespace)
         self.refusal = self._refusal(purses)
         self.text_only = next((p.label for p in purses if p.enforced and p.budget.unit != "Requests"), "")
         """The budget that admits only what has a bound."""
-        self._rows: dict[tuple[str, Basis], Row] = {}
         self._lines = b""
 
     def _refusal(self, purses: list[Purse]) -> Refusal | None:
@@ -124,19 +147,6 @@ class Lane:
             if purse.enforced and budget.unit == "USD" and (self.card is None or not budget.price_known):
                 return refusals.price_unknown(purse.label, self.pool)
         return None
-
-    def row(self, variant: str, basis: Basis) -> Row:
-        """Where the usage of requests that a variant served is counted."""
-        found = self._rows.get((variant, basis))
-        if found is None:
-            plan, card = self.plan, self.card
-            caller, labels = plan.owner.caller, plan.owner.labels
-            dimension = Dimension(
-                caller.namespace, caller.name, labels.feature or "", plan.model, self.pool, variant, self.route.name,
-                basis, card.version if card is not None else 0, self.attempt,
-            )  # fmt: skip
-            found = self._rows[variant, basis] = Row(dimension)
-        return found
 
     def remaining(self) -> list[tuple[str, str]]:
         """What is left of the budgets of the caller's own namespace, as far as that is known."""
@@ -160,18 +170,28 @@ class Lane:
 
 
 class Plan:
-    """How an owner's requests for a model are served. ``matches`` are the budgets that must admit them."""
+    """How requests for a model are served, of a namespace's owners to whom the same applies."""
 
-    __slots__ = ("_lanes", "_parts", "calibration", "lanes", "matches", "model", "owner", "policy", "priority")
+    __slots__ = (
+        "__weakref__", "_lanes", "_parts", "calibration", "lanes", "matches", "model", "namespace", "policy",
+        "priority",
+    )  # fmt: skip
 
-    def __init__(
-        self, parts: Parts, owner: Owner, model: str, policy: PolicyConfig, matches: tuple[BudgetMatch, ...]
+    def __init__(  # noqa: PLR0917 - made in one place, below
+        self,
+        parts: Parts,
+        namespace: str,
+        model: str,
+        policy: PolicyConfig,
+        priority: Priority,
+        matches: tuple[BudgetMatch, ...],
     ) -> None:
-        self.owner = owner
+        self.namespace = namespace
         self.model = model
         self.policy = policy
+        self.priority: Priority = priority
         self.matches = matches
-        self.priority = lowered(policy.priority, owner.labels.priority)
+        """The budgets that must admit the requests."""
         self.calibration = parts.calibration(policy.routes[0].pools[0].pool)
         """That of the smallest route decides about the route."""
         self.lanes: list[Lane | None] = [None] * len(policy.routes)
@@ -187,6 +207,35 @@ class Plan:
             if len(found.route.pools) == 1 and attempt == "Primary":
                 self.lanes[index] = found
         return found
+
+
+class Plans:
+    """The plans in use, each once. One that no owner keeps is gone."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._kept: WeakValueDictionary[tuple[object, ...], Plan] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, owner: Owner, model: str, policy: PolicyConfig, matches: tuple[BudgetMatch, ...]) -> Plan:
+        """The plan for an owner's requests, which the owner keeps from now on.
+
+        ``policy`` and ``matches`` are what the configuration says of them; it is the same until ``forget``.
+        """
+        namespace, priority = owner.caller.namespace, lowered(policy.priority, owner.labels.priority)
+        accounts = [(match.budget.namespace, match.budget.name, match.key) for match in matches]
+        key = (namespace, model, priority, *accounts)
+        plan = self._kept.get(key)
+        if plan is None:
+            plan = self._kept[key] = Plan(self._parts, namespace, model, policy, priority, matches)
+        owner.keep(plan)
+        return plan
+
+    def forget(self) -> None:
+        """The configuration changed, or accounts were let go: plans are made anew from now on."""
+        self._kept.clear()
 
 
 _RANK: Final[dict[Priority, int]] = {"Interactive": 0, "Standard": 1, "Batch": 2}

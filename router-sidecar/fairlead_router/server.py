@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol, cast
+from weakref import WeakValueDictionary
 
 import httptools
 
@@ -32,7 +33,6 @@ _HEAD_END: Final = b"\r\n\r\n"
 _CHUNK_END: Final = b"0\r\n\r\n"
 _MAX_AHEAD: Final = 64
 _CHANGING: Final = frozenset({b"content-length", TRACEPARENT, REQUEST_ID})
-_MAX_KNOWN: Final = 4_096
 _MAX_MISSES: Final = 8
 """Heads in a row that were not like the one before, after which a connection stops to remember them."""
 _PROBES_S: Final = (0.002, 0.01, 0.03)
@@ -129,11 +129,15 @@ class Request:
 class Known:
     """A head that a connection may repeat."""
 
-    __slots__ = ("head", "template")
+    __slots__ = ("__weakref__", "head", "template")
 
     def __init__(self, template: Template, head: Head) -> None:
         self.template = template
         self.head = head
+
+
+_NONE: Final = Request(Head())
+"""What a connection reads that reads no request. One that is complete must not be kept: its body may be large."""
 
 
 class Handler(Protocol):
@@ -192,7 +196,7 @@ class Client(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._phase = Phase.IDLE
         self._deadline = self._now() + limits.idle_s
-        self._request = Request(Head())
+        self._request = _NONE
         self._parts: list[bytes] = []
         self._missing = 0
         self._size = 0
@@ -228,6 +232,7 @@ class Client(asyncio.Protocol):
         del exc
         self._transport = None
         self._phase = Phase.DEAF
+        del self._parser  # it refers to this connection, see plan.py about cycles
         self._forget(*self._backlog, self._request, self._current)
         self._backlog.clear()
         self._clients.remove(self)
@@ -485,6 +490,7 @@ class Client(asyncio.Protocol):
         request.arrived = self._now()
         self._phase = Phase.IDLE
         self._deadline = request.arrived + self._limits.idle_s
+        self._request = _NONE
         self._backlog.append(request)
 
     # --- for handlers ---
@@ -522,7 +528,7 @@ class Client(asyncio.Protocol):
         if not self.keeps_alive():
             headers += b"connection: close\r\n"
         if self._transport is not None:
-            self._outbox.write(
+            self._outbox.hold(
                 self._transport, b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason_phrase(status).encode(), headers)
             )
 
@@ -716,7 +722,8 @@ class Clients:
         self.outbox = Outbox()
         self._limits = limits
         self._open: set[Client] = set()
-        self._known: dict[object, Known] = {}
+        self._known: WeakValueDictionary[object, Known] = WeakValueDictionary()
+        """The heads that connections remember now."""
 
     def add(self, client: Client) -> bool:
         """A new connection; false if there are too many."""
@@ -735,9 +742,9 @@ class Clients:
 
     def known(self, found: Template, head: Head) -> Known:
         """What connections share that repeat the same head."""
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        known = self._known.setdefault(found.key, Known(found, head))
+        known = self._known.get(found.key)
+        if known is None:
+            known = self._known[found.key] = Known(found, head)
         known.head = head
         return known
 

@@ -295,13 +295,13 @@ class Connection(asyncio.Protocol):
         """The end of an answer without a length, or a failure."""
         self._transport = None
         self._pool.lost(self)
-        if self._sink is None:
-            return
-        if exc is None and self._close_delimited:
-            self._complete = True
-            self._deliver(self._sink)
-            return
-        self._fail("closed the connection before the answer was complete")
+        if self._sink is not None:
+            if exc is None and self._close_delimited:
+                self._complete = True
+                self._deliver(self._sink)
+            else:
+                self._fail("closed the connection before the answer was complete")
+        self._parser = None  # it refers to this connection, see plan.py about cycles
 
     # --- heads that repeat ---
 

@@ -135,7 +135,12 @@ class _ChatAnswer(msgspec.Struct):
         return any(choice.finish_reason == "abort" for choice in self.choices) or bytes(self.error) not in _NOTHING
 
 
+class _UsageAlone(msgspec.Struct):
+    usage: _ChatUsage | None = None
+
+
 _chat = msgspec.json.Decoder(_ChatAnswer)
+_usage_alone = msgspec.json.Decoder(_UsageAlone)
 
 
 class _ChatReader(Reader):
@@ -144,12 +149,13 @@ class _ChatReader(Reader):
 
     def whole(self, body: bytes) -> Reading:
         try:
+            if b'"abort"' not in body and b'"error"' not in body:
+                usage = _usage_alone.decode(body).usage
+                return Reading(None if usage is None else usage.told(), aborted=False)
             answer = _chat.decode(body)
         except _UNREADABLE:
             return Reading(None, aborted=False)
-        # The words alone are no abort, but without them there is none.
-        aborted = (b'"abort"' in body or b'"error"' in body) and answer.aborted()
-        return Reading(answer.told(), aborted)
+        return Reading(answer.told(), answer.aborted())
 
     def event(self, event: bytes) -> EventReading | None:
         data = _data(event)

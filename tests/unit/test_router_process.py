@@ -2,17 +2,25 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from fairlead_router.contract import (
     AUDIENCE_ROUTER,
@@ -28,11 +36,13 @@ from tests.builders.router import (
     POOL,
     Answer,
     Wire,
+    api_key,
     chat,
     configuration,
     endpoints,
     policy,
     post,
+    station,
     token,
     until,
     until_async,
@@ -57,6 +67,8 @@ class Program:
     port: int
     admin: int
     log: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """Its standard output."""
     wires: list[Wire] = field(default_factory=list)
 
     async def wire(self, port: int | None = None) -> Wire:
@@ -95,11 +107,13 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
     port, admin = free_ports()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", str(port),
-        "--admin-port", str(admin), *arguments, stderr=asyncio.subprocess.PIPE,
+        "--admin-port", str(admin), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "router-sidecar"), **environment},
     )  # fmt: skip
     found = Program(process, port, admin)
-    reading = asyncio.create_task(_read(process, found.log))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reading = asyncio.gather(_read(process.stdout, found.said), _read(process.stderr, found.log))
     try:
         await found.becomes("/-/config", 200)
         yield found
@@ -113,9 +127,9 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
         sys.stderr.write("".join(found.log))
 
 
-async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
-    assert process.stderr is not None
-    log.extend([line.decode() async for line in process.stderr])
+async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
+    async for line in stream:
+        lines.append(line.decode())  # noqa: PERF401 - each as soon as it comes
 
 
 def write(path: Path, value: Any) -> str:
@@ -310,6 +324,9 @@ async def test_the_configuration_follows_the_operator_and_survives_its_absence(
         operator.ready.set()
         await until_async(lambda: serves(router, "renamed"), "the new configuration")
         assert (await router.get("/-/config")).json() == {"version": "c", "endpointsVersion": "1"}
+        metrics = (await router.get("/metrics")).body.decode()
+        assert 'fairlead_config_rejected_total{reason="invalid"} 1.0' in metrics
+        assert 'fairlead_config_info{endpoints_version="1",version="c"} 1' in metrics
         assert await router.stop() == 0
     assert [path for path in operator.asked if "have=b" in path] == []
     server.close()
@@ -331,3 +348,186 @@ def test_flags_win_over_the_environment() -> None:
         ["--ledger", "off", "--port", "1"], {"FAIRLEAD_LEDGER_URL": "http://l", "FAIRLEAD_POOL": ""}
     )
     assert (settings.ledger, settings.port, settings.engine) == ("", 1, "")
+
+
+async def ended(*arguments: str, **environment: str) -> tuple[int | None, str]:
+    """How a router that cannot start ends, and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", "0", "--admin-port", "0",
+        *arguments, stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "router-sidecar"), **environment},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, said.decode()
+
+
+async def test_a_setting_that_is_no_share_is_named_and_ends_the_router() -> None:
+    code, said = await ended(FAIRLEAD_ACCESS_LOG="abc")
+    assert code == 2
+    assert "FAIRLEAD_ACCESS_LOG" in said
+    assert "Traceback" not in said
+
+
+async def test_files_that_cannot_be_used_are_named_and_end_the_router(tmp_path: Path) -> None:
+    good = write(tmp_path / "config.json", configuration())
+    broken = write(tmp_path / "broken.json", configuration(pools=()))
+    (tmp_path / "text").write_text("{")
+    for arguments, environment, word in (
+        (("--config", broken), {}, "broken.json"),
+        (("--config", str(tmp_path / "text")), {}, "text"),
+        (("--config", str(tmp_path / "none")), {}, "none"),
+        (("--config", good), {"FAIRLEAD_TLS_CERT": str(tmp_path / "tls.crt")}, "FAIRLEAD_TLS_CERT"),
+    ):
+        code, said = await ended(*arguments, **environment)
+        assert (code, word in said, "Traceback" in said) == (2, True, False), said
+
+
+async def test_a_kept_configuration_that_does_not_hold_is_left_for_the_operators(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    kept = ConfigAnswer(version="x", endpoints_version="1", config=configuration(pools=()))
+    write(tmp_path / "configuration.json", kept)
+    where = endpoints({POOL: (await engine.start(),)})
+    operator = FakeOperator([ConfigAnswer(version="a", endpoints_version="1", config=configuration(), endpoints=where)])
+    server = await asyncio.start_server(operator.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with program(FAIRLEAD_OPERATOR_URL=url, FAIRLEAD_STATE_DIR=str(tmp_path)) as router:
+        await router.becomes("/-/ready", 200)
+        assert (await router.ask(post(chat()))).status == 200
+        assert (await router.get("/-/config")).json()["version"] == "a"
+    server.close()
+    await operator.stop()
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_the_access_log_tells_what_was_asked_and_nothing_secret(engine: FakeEngine, tmp_path: Path) -> None:
+    config = write(tmp_path / "config.json", configuration(keys=(api_key("fl-secret-key"),)))
+    found = write(tmp_path / "endpoints.json", endpoints({POOL: (await engine.start(),)}))
+    bearer = token()
+    async with program("--config", config, "--endpoints", found, FAIRLEAD_ACCESS_LOG="1") as router:
+        served = await router.ask(post(chat("my diary"), bearer=bearer, traceparent=TRACE, x_fairlead_feature="mail"))
+        refused = await router.ask(
+            post(chat("my diary", model="nope"), bearer="fl-secret-key", traceparent="00-xyz-01")
+        )
+        await until(lambda: len(router.said) == 2, "two lines")
+    first, second = (json.loads(line) for line in router.said)
+    assert first | {
+        "event": "Request", "request": served.headers["x-request-id"], "outcome": "ok", "status": 200,
+        "path": "/v1/chat/completions", "tenant": "support", "caller": "sa:web", "feature": "mail", "model": "chat",
+        "pool": POOL, "replica": "ai-platform/p0", "route": "all", "priority": "Standard", "prompt": 10, "output": 4,
+        "usd": "0.000001", "bytes_in": len(chat("my diary")), "bytes_out": len(served.body),
+        "trace_id": TRACE.split("-")[1],
+    } == first  # fmt: skip
+    assert first["engine_ms"] > 0
+    assert (second["request"], second["outcome"]) == (refused.headers["x-request-id"], "model_not_found")
+    assert (second["status"], second["caller"], second.get("pool", "")) == (404, "key:ticket-worker", "")
+    assert "trace_id" not in second
+    for secret in ("diary", "fl-secret-key", bearer):
+        assert secret not in "".join([*router.said, *router.log])
+    assert engine.receipts[0].headers["traceparent"] == TRACE
+
+
+async def test_a_malformed_trace_context_does_not_reach_the_engine(engine: FakeEngine, tmp_path: Path) -> None:
+    config = write(tmp_path / "config.json", configuration())
+    found = write(tmp_path / "endpoints.json", endpoints({POOL: (await engine.start(),)}))
+    async with program("--config", config, "--endpoints", found) as router:
+        for trace in ("00-xyz-01", TRACE.upper(), TRACE + "-more", TRACE):
+            assert (await router.ask(post(chat(), traceparent=trace, tracestate="a=b"))).status == 200
+    sent = [(one.headers.get("traceparent"), one.headers.get("tracestate")) for one in engine.receipts]
+    assert sent == [(None, None)] * 3 + [(TRACE, "a=b")]
+
+
+def self_signed(folder: Path) -> dict[str, str]:
+    """A certificate for 127.0.0.1, as the router's settings name it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+        .add_extension(alternative, critical=False).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "tls.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return {"FAIRLEAD_TLS_CERT": str(folder / "tls.crt"), "FAIRLEAD_TLS_KEY": str(folder / "tls.key")}
+
+
+async def test_requests_come_over_tls_and_only_over_tls_where_a_certificate_is_given(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "config.json", configuration())
+    found = write(tmp_path / "endpoints.json", endpoints({POOL: (await engine.start(),)}))
+    tls = self_signed(tmp_path)
+    trusting = ssl.create_default_context(cafile=tls["FAIRLEAD_TLS_CERT"])
+    async with program("--config", config, "--endpoints", found, **tls) as router:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", router.port, ssl=trusting))
+        for stream in (False, True):
+            await wire.send(post(chat("x" * 200_000 if stream else "hi", model="chat", stream=stream, max_tokens=1)))
+            answer = await wire.answer()
+            assert answer.status == (400 if stream else 200)
+        await wire.send(post(chat(stream=True)))
+        assert (await wire.answer()).body.endswith(b"data: [DONE]\n\n")
+        plain = await router.wire()
+        await plain.send(post(chat()))
+        assert b"HTTP/1.1 200" not in await plain.closed()
+        engine.behaviour = Behaviour(hold=asyncio.Event())
+        count = len(engine.receipts)
+        await wire.send(post(chat(stream=True)))
+        await until(lambda: len(engine.receipts) > count, "the request")
+        wire.writer.close()
+        await until(lambda: engine.receipts[-1].aborted, "the engine's abort")
+    assert not [line for line in router.log if "exception" in line]
+
+
+# --- doors that are open, and those that say why they are not ---
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it(engine: FakeEngine) -> None:
+    config = configuration(keys=(api_key("fl-key"),))
+    async with station(config, {POOL: (await engine.start(),)}) as at:
+        for lines, status in (
+            (b"x-api-key: fl-key\r\n", 200),
+            (b"X-API-Key:  fl-key \r\n", 200),
+            (b"x-api-key: fl-other\r\n", 401),
+            (b"authorization: Bearer nothing\r\nx-api-key: fl-key\r\n", 401),
+            (b"", 401),
+        ):
+            wire = await at.connect()
+            start, rest = b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\n", chat()
+            await wire.send(b"%b%bcontent-length: %d\r\n\r\n%b" % (start, lines, len(rest), rest))
+            assert (await wire.answer()).status == status, lines
+    assert not [one for one in engine.receipts if "x-api-key" in one.headers]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow", "words"),
+    [
+        ("GET", "/v1/chat/completions", 405, "POST", "Use POST."),
+        ("DELETE", "/v1/models", 405, "GET", "Use GET."),
+        ("POST", "/v1/audio/transcriptions", 404, None, "its cost has no bound"),
+        ("POST", "/v1/load_lora_adapter", 404, None, "declared in the ModelPool"),
+        ("GET", "/v1/responses/resp_1", 404, None, "Answers are not stored"),
+        ("POST", "/sleep", 404, None, "POST /sleep is not served here."),
+    ],
+)
+async def test_a_closed_door_says_what_to_use_instead(
+    method: str, path: str, status: int, allow: str | None, words: str
+) -> None:
+    async with station() as at:
+        wire = await at.connect()
+        await wire.send(post(b"", path).replace(b"POST", method.encode(), 1))
+        answer = await wire.answer()
+    assert (answer.status, answer.headers.get("allow")) == (status, allow)
+    assert words in answer.json()["error"]["message"]
+    assert answer.headers["x-should-retry"] == "false"

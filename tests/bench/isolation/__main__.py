@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +21,8 @@ from typing import Any, Final
 import uvloop
 
 from tests.bench.isolation import engine, fleet, load
-from tests.bench.isolation.fleet import Pool
+from tests.bench.isolation.fleet import LONG_POOL, Pool
 
-LONG_POOL: Final = "chat-long"
 WARM_UP_S: Final = 5.0
 VLLM_SCALE: Final = 12
 """Lengths of chats are divided by it for vLLM on a CPU."""
@@ -174,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=40.0, help="of each run, after 5 s of warm-up")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the engines are stopped
     kinds = ["model", "vllm"] if given.engines == "both" else [given.engines]
     report: dict[str, Any] = {"load_1m": os.getloadavg()[0], "seconds": given.seconds, "seeds": given.seeds}
     failed = 0

@@ -38,6 +38,8 @@ from hack.vllm import environment
 from tests.bench.isolation.load import API_KEY, MODEL
 
 ROUTER: Final = Path(sys.executable).with_name("fairlead-router")
+LONG_POOL: Final = "chat-long"
+"""Routers ask engines for the model by its pool's name; the other pool of a run is called as the model is."""
 READY_S: Final = 180.0
 STOP_S: Final = 20.0
 _CARD: Final = Card(version=1, prompt_pico=32_000, cached_pico=3_200, output_pico=96_000)
@@ -68,7 +70,7 @@ def vllm_engine(port: int, cap: int, work: Path) -> tuple[list[str], Mapping[str
     shutil.copytree(home.warm, cache)
     command = [str(home.python), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--host", "127.0.0.1"]
     cap_flag = ["--long-prefill-token-threshold", str(cap)] if cap else []
-    command += ["--port", str(port), "--served-model-name", MODEL, *_VLLM.split(), *cap_flag]
+    command += ["--port", str(port), "--served-model-name", MODEL, LONG_POOL, *_VLLM.split(), *cap_flag]
     return command, {**os.environ, **environment.ENGINE_SETTINGS, "VLLM_CACHE_ROOT": str(cache)}
 
 

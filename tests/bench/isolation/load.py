@@ -145,7 +145,8 @@ async def _exchange(port: int, content: bytes, answer: _Answer) -> None:
         writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         answer.status = (await reader.readline()).strip()
         async for line in reader:
-            if line.startswith(b"data: {") and b'"content":"' in line and b'"content":""' not in line:
+            # One event is one token, also if its text is empty; vLLM sends one more, with the role, beside the first.
+            if line.startswith(b"data: {") and b'"content":"' in line and b'"role"' not in line:
                 answer.tokens.append(time.perf_counter())
             elif line.startswith(b"x-fairlead-pool:"):
                 answer.pool = line.partition(b":")[2].strip().decode()

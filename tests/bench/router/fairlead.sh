@@ -15,6 +15,12 @@ cat > "$work/endpoints.json" <<CONF
   {"pool": "bench/mock-model", "endpoints": $(engines short "$2" "$3")},
   {"pool": "bench/mock-model-long", "endpoints": $(engines long "$2" "$3")}]}
 CONF
-router=${FAIRLEAD_ROUTER:-$here/../../../.venv/bin/fairlead-router}
-exec "$router" --listen 127.0.0.1 --port "$port" --admin-port $((port + 1)) --endpoints "$work/endpoints.json" \
+root=$(cd "$here/../../.." && pwd)
+router=("${FAIRLEAD_ROUTER:-$root/.venv/bin/fairlead-router}")
+# The images run Debian's python3.11, which is built with profile-guided optimisation; other builds are slower.
+if [ -z "${FAIRLEAD_ROUTER:-}" ] && [ -x /usr/bin/python3.11 ]; then
+    export PYTHONPATH=$root/router-sidecar:$root/.venv/lib/python3.11/site-packages
+    router=(/usr/bin/python3.11 -m fairlead_router.main)
+fi
+exec "${router[@]}" --listen 127.0.0.1 --port "$port" --admin-port $((port + 1)) --endpoints "$work/endpoints.json" \
     --config "${FAIRLEAD_BENCH_CONFIG:-$here/config.json}" --local-lease "$here/lease.json"
