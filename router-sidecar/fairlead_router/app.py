@@ -271,7 +271,10 @@ class Router:
         elif admission.hop:
             self._pass(client, request)
         else:
-            exchange = Exchange(self, client, request, admission.owner, path)
+            owner = admission.owner
+            if admission.generation != self._generation:  # the configuration changed while the body came
+                owner = self.owner(owner.caller, owner.labels)
+            exchange = Exchange(self, client, request, owner, path)
             client.attach(exchange)
             exchange.begin()
 
@@ -356,6 +359,10 @@ class Router:
             if rest < 0:
                 return ref.pool
         return weighted[-1].pool
+
+    def serves(self, pool: str) -> bool:
+        """Whether the configuration in use has this pool: a request under way may have begun with another."""
+        return pool in self._lines
 
     def line(self, pool: str) -> Line:
         """Who waits for a pool's replicas."""

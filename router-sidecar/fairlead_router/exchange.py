@@ -616,7 +616,7 @@ class Exchange:
         assert ours is not None  # noqa: S101 - planned
         self._upsized = True
         larger = fit(plan.policy, ours, plan.calibration, fitted.index + 1)
-        if isinstance(larger, Refusal):
+        if isinstance(larger, Refusal) or not all(self._router.serves(ref.pool) for ref in larger.route.pools):
             self._pass_error(head, body)
             return
         self._replica_answered()
@@ -632,6 +632,8 @@ class Exchange:
             if trouble not in fallback.when or fallback.pool in self._fallen or fallback.pool == lane.pool:
                 continue
             self._fallen = (*self._fallen, fallback.pool)
+            if not self._router.serves(fallback.pool):
+                continue
             other = plan.lane(fitted.index, fallback.pool, "Fallback")
             if other.refusal is None and not other.line.empty():
                 if trouble == "ScaledToZero":

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from fairlead_router import exchange, queueing, retries
-from fairlead_router.contract import Card, FallbackConfig, PoolConfig, Priority, RouterConfig, Trouble, UsageLine
+from fairlead_router.contract import (
+    Card,
+    FallbackConfig,
+    PoolConfig,
+    Priority,
+    RouterConfig,
+    Trouble,
+    UsageLine,
+    WeightedPool,
+)
 from fairlead_router.policy import build_index
 from tests.builders.router import (
     CARD,
@@ -419,3 +428,17 @@ async def test_a_configuration_that_takes_a_key_away_stops_it_on_a_connection_th
         assert (refused.status, refused.code) == (401, "invalid_api_key")
         assert (await at.ask(chat(), bearer="fl-new")).status == 200
     assert len(engine.receipts) == 4
+
+
+async def test_a_pool_that_goes_while_a_body_comes_is_not_asked_for(engine: FakeEngine) -> None:
+    both = policy(routes=(route(pools=(WeightedPool(pool=POOL), WeightedPool(pool=LONG_POOL))),))
+    pools = (PoolConfig(pool=POOL, max_context_tokens=4096, slots=4), PoolConfig(pool=LONG_POOL, slots=4))
+    async with station(configuration(pools=pools, policies=(both,)), {POOL: (await engine.start(),)}) as at:
+        assert (await at.ask(chat())).status == 200
+        wire = await at.connect()
+        whole = post(chat())
+        await wire.send(whole[:-5])
+        await until(at.clients.busy, "the head")
+        at.router.configure(build_index(configuration()))
+        await wire.send(whole[-5:])
+        assert (await wire.answer()).status == 200
