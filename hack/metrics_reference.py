@@ -3,15 +3,14 @@
 ``python -m hack.metrics_reference`` writes, ``python -m hack.metrics_reference --check`` says whether the page differs.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from fairlead_router.exposition import Buckets, Metric
 from fairlead_router.telemetry import MAX_SERIES, MAX_TENANTS, METRICS, OTHER_TENANT
+from hack.reference_page import publish
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/reference/metrics.md")
 SOURCE = "router-sidecar/fairlead_router/telemetry.py"
 HEAD = f"""# Metrics of the router
@@ -54,19 +53,7 @@ def _plain(bound: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or compare it; 1 when it differs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the page differs")
-    parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ is")
-    options = parser.parse_args(arguments)
-    text, target = page(METRICS), options.root / PAGE
-    if not options.check:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-        return 0
-    if target.is_file() and target.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE} differs from {SOURCE}: python -m hack.metrics_reference writes it", file=sys.stderr)
-    return 1
+    return publish(PAGE, lambda _: page(METRICS), SOURCE, "hack.metrics_reference", arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A value's text is the comment lines right above it. A mapping whose children hav
 other value is a row of the table.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from hack.reference_page import publish
+
 VALUES = Path("charts/fairlead/values.yaml")
 PAGE = Path("docs/reference/values.md")
 LONGEST_DEFAULT = 72
@@ -102,19 +102,11 @@ def _cell(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or compare it; 1 when it differs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the page differs")
-    parser.add_argument("--root", type=Path, default=ROOT, help="where charts/ and docs/ are")
-    options = parser.parse_args(arguments)
-    text, target = page((options.root / VALUES).read_text(encoding="utf-8")), options.root / PAGE
-    if not options.check:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-        return 0
-    if target.is_file() and target.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE} differs from {VALUES}: python -m hack.values_reference writes it", file=sys.stderr)
-    return 1
+
+    def text(root: Path) -> str:
+        return page((root / VALUES).read_text(encoding="utf-8"))
+
+    return publish(PAGE, text, str(VALUES), "hack.values_reference", arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from fairlead_router.answers import NO_RETRY, Headers, Refusal, answer, bad_requ
 from fairlead_router.budget import Wallet
 from fairlead_router.contract import (
     AUDIENCE_ROUTER,
+    MAX_LABEL,
     Endpoint,
     Endpoints,
     PoolConfig,
@@ -26,6 +27,7 @@ from fairlead_router.contract import (
     RouterConfig,
     Signals,
     WeightedPool,
+    is_label,
 )
 from fairlead_router.engine_load import EngineLoad
 from fairlead_router.exchange import Exchange
@@ -37,7 +39,6 @@ from fairlead_router.passage import Passage
 from fairlead_router.paths import SERVED, ServedPath, closed
 from fairlead_router.plan import Lane, Owner, Parts, Plan, Plans
 from fairlead_router.policy import (
-    MAX_KEY,
     Caller,
     Index,
     Labels,
@@ -52,6 +53,7 @@ from fairlead_router.replicas import Replica
 from fairlead_router.retries import RetryBudget
 from fairlead_router.server import Client, Head, Limits, Memory, Request
 from fairlead_router.sizing import Calibration
+from fairlead_router.structs import Frozen
 from fairlead_router.telemetry import Telemetry
 from fairlead_router.tracing import Tracing
 from fairlead_router.upstream import Pool, Target, Upstreams, target_of
@@ -96,7 +98,7 @@ class Times:
     wall: Callable[[], float]
 
 
-class Admission(msgspec.Struct, frozen=True):
+class Admission(Frozen, frozen=True):
     """What a head said: who calls for what, or that another router admitted it. No ``path``: GET /v1/models."""
 
     owner: Owner
@@ -243,7 +245,7 @@ class Router:
             owner = self.owner(Caller(identity.namespace, identity.caller), labels)
             head.owner = Admission(owner, path, self._generation)
         if path is None and not (head.path == MODELS and head.method == b"GET"):
-            return wrong_method(head)
+            return not_served(head)
         return None
 
     def holds(self, head: Head, now: float) -> bool:
@@ -494,7 +496,7 @@ def body_limit(config: RouterConfig, unknown: int) -> int:
     return max(_LEAST_BODY, _BYTES_PER_TOKEN * max(contexts))
 
 
-def wrong_method(head: Head) -> Refusal:
+def not_served(head: Head) -> Refusal:
     """Why a method and path are not served: another method is, or the path is closed."""
     method, path = head.method.decode("latin-1"), head.path.decode("latin-1")
     if head.path not in SERVED and head.path != MODELS:
@@ -513,8 +515,8 @@ def read_labels(head: Head, identity: Identity) -> Labels | Refusal:
             values.append(None)
             continue
         text = raw.decode("latin-1")
-        if not 0 < len(text) <= MAX_KEY or not text.isprintable() or not text.isascii():
-            return bad_request(f"{name.decode()} must have 1 to {MAX_KEY} printable ASCII characters.")
+        if not is_label(text):
+            return bad_request(f"{name.decode()} must have 1 to {MAX_LABEL} printable ASCII characters.")
         values.append(text)
     asked = head.headers.get(b"x-fairlead-priority")
     priority = _PRIORITIES.get(asked.lower()) if asked is not None else None

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
 
-import msgspec
-
 from fairlead_router import contract
 from fairlead_router.contract import OTHER, AccountAnswer, Ask, BudgetConfig, Verdict, Window
+from fairlead_router.structs import Frozen, Kept
 
 CLASS: Final = 1
 """The class of every holding: requests have one priority."""
@@ -29,7 +28,7 @@ _BOUND_WEIGHT: Final = 0.1
 _IDLE_S: Final = 600.0
 _IDLE_WORKFLOW_S: Final = 30.0
 _RECENT_S: Final = 60.0
-_HORIZON_S: Final = (2.0, 300.0)
+_HORIZON_S: Final[tuple[float, ...]] = (2.0, 300.0)
 _MAX_LEAD_MS: Final = 60_000
 
 Lack = Literal["Waiting", "Exhausted", "Paced", "TooLarge", "Unknown", "Recovering"]
@@ -112,7 +111,7 @@ class Holding:
 
     def target(self, now: float, window_ms: int) -> int:
         """How much to hold: what burns within the horizon, or a few requests as long as the account has plenty."""
-        shortest, longest = _HORIZON_S
+        shortest, longest = _HORIZON_S[0], _HORIZON_S[1]
         horizon = min(longest, max(shortest, window_ms / 1000 / 200))
         self.burn = self.burn * math.exp((self.burn_at - now) / _BURN_TAU_S) + self.burned / _BURN_TAU_S
         self.burn_at, self.burned = now, 0
@@ -165,14 +164,14 @@ class _Demand:
     first: int = 0
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(Frozen, frozen=True):
     """An amount that one request needs from one purse."""
 
     purse: Purse
     amount: int
 
 
-class Piece(msgspec.Struct, eq=False):
+class Piece(Kept, eq=False):
     """What a request took from one purse."""
 
     purse: Purse
@@ -180,10 +179,10 @@ class Piece(msgspec.Struct, eq=False):
     amount: int
 
 
-class Reservation(msgspec.Struct, eq=False):
+class Reservation(Kept, eq=False):
     """What a request took from all of its budgets; settled exactly once."""
 
-    pieces: list[Piece] = []
+    pieces: list[Piece] = []  # noqa: RUF012 - msgspec copies it
     settled: bool = False
 
 

@@ -17,6 +17,8 @@ BUCKET_MS = 15 * 60 * 1000
 """Usage and costs are kept in quarter hours: the finest step between the time zones in use."""
 OTHER = "~other"
 """The key, caller or feature under which values beyond a bound are counted together."""
+MAX_LABEL = 128
+"""Characters of a feature or workflow."""
 
 AUDIENCE_CALLER = "fairlead.dev"
 AUDIENCE_CONTROL = "fairlead.dev/control"
@@ -32,6 +34,7 @@ Verdict = Literal["Granted", "Wait", "Exhausted", "Paced", "Recovering", "TooLar
 Attempt = Literal["Primary", "Cascade", "Fallback", "Embedding", "Shadow", "Wasted"]
 Basis = Literal["Usage", "Streamed", "Bound"]
 Priority = Literal["Interactive", "Standard", "Batch"]
+Action = Literal["Alert", "Pace", "Deprioritize", "Downgrade", "RejectBatch"]
 Trouble = Literal["Unavailable", "Saturated", "ScaledToZero", "Downgraded"]
 
 
@@ -127,6 +130,10 @@ class BudgetConfig(Wire, frozen=True, kw_only=True):
     """Usual length of the period, for sizing leases."""
     time_zone: str = ""
     """Tells a router that the budget counts in other windows than before."""
+    models: tuple[str, ...] = ()
+    """Names that clients send; empty: all."""
+    batch_apart: bool = False
+    """Batch requests lease in class 0, because the budget keeps headroom for the others (RejectBatch)."""
 
 
 class Issuer(Wire, frozen=True, kw_only=True):
@@ -364,6 +371,10 @@ class AccountAnswer(Wire, frozen=True, kw_only=True):
     limit: int = 0
     used: int = 0
     action: str = "None"
+    active: tuple[Action, ...] = ()
+    """Every action in force, by the share that it began at."""
+    pace_per_hour: int = 0
+    """While paced: how fast what may be held grows."""
     retry_after_ms: int = 0
 
 
@@ -396,7 +407,7 @@ class BudgetAction(Wire, frozen=True, kw_only=True):
     """An action that begins at a share of the limit."""
 
     at_percent: int
-    action: str
+    action: Action
 
 
 class TemporaryIncrease(Wire, frozen=True, kw_only=True):
@@ -509,11 +520,26 @@ class SpendAnswer(Wire, frozen=True, kw_only=True):
     """Such as 2026-11 or 2026-11-20."""
     counted_from: int
     action: str
+    active: tuple[Action, ...] = ()
+    """Every action in force for the fullest account."""
+    pace_per_hour: int = 0
+    idle: int = 0
+    """Idle cost of the covered namespaces' pools in this window; counted only with ``idle_namespaces``."""
     keys: tuple[KeySpend, ...] = ()
     """At most the 10 fullest."""
     keys_total: int = 0
     keys_limited: int = 0
     sessions: tuple[SessionSpend, ...] = ()
+
+
+class WriteOff(Wire, frozen=True, kw_only=True):
+    """``POST /v1/write-off``: a person declares what a dead session still held of a window as not spent."""
+
+    namespace: str
+    name: str
+    window: int
+    session: str
+    reason: str
 
 
 class SpendList(Wire, frozen=True, kw_only=True):
@@ -550,6 +576,11 @@ class UsageAnswer(Wire, frozen=True, kw_only=True):
     by: tuple[str, ...]
     rows: tuple[UsageRow, ...] = ()
     costs: tuple[CostRow, ...] = ()
+
+
+def is_label(text: str) -> bool:
+    """Whether this may name a feature or workflow."""
+    return 0 < len(text) <= MAX_LABEL and text.isprintable() and text.isascii()
 
 
 def cost_bin(nano_usd: int) -> int:

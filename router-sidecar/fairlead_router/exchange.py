@@ -121,7 +121,6 @@ class Exchange:
     _upsized = False
     _fallen: tuple[str, ...] = ()
     _forward: tuple[Buffer, bytes] | None = None
-    _call: Call | None = None
     _head: Head | None = None
     _answer: list[bytes] | None = None
     _size = 0
@@ -145,6 +144,7 @@ class Exchange:
         self._request = request
         self._owner = owner
         self._path = path
+        self._call: Call | None = None
 
     # --- 1. plan ---
 
@@ -802,13 +802,15 @@ class Exchange:
         self._meter = None  # it refers to this exchange, which has the body: see plan.py about cycles
 
     def _count_times(self, lane: Lane) -> None:
-        now = self._router.now()
-        arrived, sent, first = self._request.arrived, self._sent_at, self._first_at
-        router_s = max(0.0, sent - arrived - self._waited)
-        lane.series.stages(router_s, self._waited, self._connect_s, (first or now) - sent)
+        now, first = self._router.now(), self._first_at
+        lane.series.stages(self._router_s(), self._waited, self._connect_s, (first or now) - self._sent_at)
         if first:
             output = self._spent.output if self._spent is not None else 0
-            lane.series.streamed(now, first - arrived, now - first, output)
+            lane.series.streamed(now, first - self._request.arrived, now - first, output)
+
+    def _router_s(self) -> float:
+        """From the request's last byte until it was sent on, less waiting."""
+        return max(0.0, self._sent_at - self._request.arrived - self._waited)
 
     def _report(self, outcome: str, replica: Replica | None) -> None:
         """One line in the access log, one span: as far as somebody wants them."""
@@ -846,7 +848,7 @@ class Exchange:
             cached=spent.cached if spent is not None else 0,
             output=spent.output if spent is not None else 0,
             nano_usd=self._cost,
-            router_s=max(0.0, sent - request.arrived - self._waited) if sent else None,
+            router_s=self._router_s() if sent else None,
             queue_s=self._waited,
             connect_s=self._connect_s,
             engine_s=(first or now) - sent if sent else None,

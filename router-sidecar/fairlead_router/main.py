@@ -32,7 +32,7 @@ from fairlead_router.identity import Verifier
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.policy import ConfigError
-from fairlead_router.server import Application, Client, Clients, Limits
+from fairlead_router.server import Application, Clients, Limits, listener
 from fairlead_router.settings import SettingError, Settings, from_process
 from fairlead_router.telemetry import (
     ACCESS_LOG_DROPPED,
@@ -238,7 +238,7 @@ async def _listen(
     app: Application, clients: Clients, host: str, port: int, tls: ssl.SSLContext | None = None
 ) -> asyncio.Server:
     loop, limits = asyncio.get_running_loop(), Limits()
-    return await loop.create_server(lambda: Client(app, limits, clients), host, port, backlog=4096, ssl=tls)
+    return await loop.create_server(listener(app, limits, clients), host, port, backlog=4096, ssl=tls)
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from fairlead_router.contract import BUCKET_MS, OTHER, Attempt, Basis, UsageLine, cost_bin
+from fairlead_router.structs import Frozen
 from fairlead_router.usage import Reader, Usage, merge
 
 MAX_EVENT: Final = 4 * 1024 * 1024
@@ -115,7 +116,7 @@ class StreamMeter:
         return whole[:cut] + b"," + self._note(self.usage, True) + whole[cut:]
 
 
-class Dimension(msgspec.Struct, frozen=True):
+class Dimension(Frozen, frozen=True):
     """Everything that usage is counted by."""
 
     namespace: str
@@ -130,7 +131,7 @@ class Dimension(msgspec.Struct, frozen=True):
     attempt: Attempt = "Primary"
 
 
-class Spent(msgspec.Struct, frozen=True):
+class Spent(Frozen, frozen=True):
     """What one request used, and what that costs. ``prompt`` counts all prompt tokens, cached or not."""
 
     prompt: int

@@ -2,15 +2,11 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
 from fairlead_router.answers import NO_RETRY, Refusal
 from fairlead_router.contract import BudgetConfig, PolicyConfig, PoolConfig, Priority, RouterConfig
-
-MAX_KEY: Final = 128
-"""Characters of a feature or workflow that a client may name."""
 
 
 class Caller(msgspec.Struct, frozen=True):

@@ -43,11 +43,6 @@ def foreign_caller(namespace: str, pool: str) -> Refusal:
     )
 
 
-def unknown_path(method: str, path: str) -> Refusal:
-    """The 404 for everything that is not open."""
-    return Refusal(404, "unknown_url", f"{method} {path[:200]} is not served here.", headers=NO_RETRY)
-
-
 def price_unknown(budget: str, pool: str) -> Refusal:
     """A USD budget cannot admit what has no price."""
     return unavailable(

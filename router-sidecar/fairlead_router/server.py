@@ -25,6 +25,7 @@ import httptools
 from fairlead_router.answers import Refusal, bad_request, error_answer, reason_phrase
 from fairlead_router.heads import REQUEST_ID, TRACEPARENT, Template, template
 from fairlead_router.outbox import Outbox
+from fairlead_router.structs import Known
 
 _ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding"})
 _OURS: Final = b"x-fairlead-"
@@ -35,7 +36,7 @@ _MAX_AHEAD: Final = 64
 _CHANGING: Final = frozenset({b"content-length", TRACEPARENT, REQUEST_ID})
 _MAX_MISSES: Final = 8
 """Heads in a row that were not like the one before, after which a connection stops to remember them."""
-_PROBES_S: Final = (0.002, 0.01, 0.03)
+_PROBES_S: Final[tuple[float, ...]] = (0.002, 0.01, 0.03)
 """When it is seen whether a client that ended its side has reset the connection."""
 
 
@@ -126,16 +127,6 @@ class Request:
         self.refusal: Refusal | None = None
 
 
-class Known:
-    """A head that a connection may repeat."""
-
-    __slots__ = ("__weakref__", "head", "template")
-
-    def __init__(self, template: Template, head: Head) -> None:
-        self.template = template
-        self.head = head
-
-
 _NONE: Final = Request(Head())
 """What a connection reads that reads no request. One that is complete must not be kept: its body may be large."""
 
@@ -183,7 +174,7 @@ class _Stop(Exception):  # noqa: N818 - it stops the parser, and is no error
     """Leaves the parser when a bound was passed."""
 
 
-class Client(asyncio.Protocol):
+class Client:
     """One connection of a client."""
 
     def __init__(self, app: Application, limits: Limits, clients: "Clients") -> None:
@@ -813,3 +804,9 @@ def _head_too_large(bound: str) -> Refusal:
 
 def _body_too_large(bound: int) -> Refusal:
     return Refusal(413, "body_too_large", f"The body has more than {bound} bytes.")
+
+
+def listener(app: Application, limits: Limits, clients: Clients) -> Callable[[], asyncio.Protocol]:
+    """What an event loop's server makes for each connection."""
+    # A compiled class has no interpreted base, and event loops need none.
+    return cast("Callable[[], asyncio.Protocol]", lambda: Client(app, limits, clients))

@@ -6,15 +6,14 @@ picks a route, so it follows what the engines reported. Nothing is ever admitted
 
 from typing import Final
 
-import msgspec
-
 from fairlead_router.answers import Refusal, bad_request
 from fairlead_router.body import CODE, MEDIA, TEMPLATE_TOKENS, Body
 from fairlead_router.contract import Card, PolicyConfig, RouteConfig, Unit, reserve_nano
+from fairlead_router.structs import Frozen
 
-START_LOW: Final = (3.6, 2.5, 2.2, 3.0, 2.5)
+START_LOW: Final[tuple[float, ...]] = (3.6, 2.5, 2.2, 3.0, 2.5)
 """Bytes per token that a careful estimate starts with, by content class: few prompts have fewer."""
-START_HIGH: Final = (6.0, 5.0, 6.0, 12.0, 5.0)
+START_HIGH: Final[tuple[float, ...]] = (6.0, 5.0, 6.0, 12.0, 5.0)
 """The same of the other estimate: few prompts have more."""
 TAIL: Final = 0.05
 """The share of prompts that have more tokens than the careful estimate, and of those below the other one."""
@@ -66,7 +65,7 @@ class Calibration:
         return int(size / self._high[kind]) + 1
 
 
-class Fit(msgspec.Struct, frozen=True, gc=False):
+class Fit(Frozen, frozen=True):
     """A route for a request: its place in the policy, and the output cap to write. ``clamped``: less than asked.
 
     ``estimate`` are the prompt tokens that the route was picked for.

@@ -16,11 +16,11 @@ from enum import Enum, auto
 from typing import Final, Protocol, cast
 
 import httptools
-import msgspec
 
 from fairlead_router.frames import FramingError, cut, single
 from fairlead_router.heads import Template, template
 from fairlead_router.outbox import LARGEST, Outbox
+from fairlead_router.structs import Frozen
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _AS_IF: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 Buffer = bytes | memoryview
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(Frozen, frozen=True):
     """Where an endpoint listens: a Unix socket's path, or host and port."""
 
     path: str = ""
@@ -228,7 +228,7 @@ class _Mode(Enum):
     PARSER = auto()
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One connection to an endpoint."""
 
     took = 0.0
@@ -252,6 +252,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._close_delimited = False
         self._surplus = False
+        self._ended = False
         self._keep = False
         self._flowing = False
         self._paused = False
@@ -289,6 +290,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Let the transport close; connection_lost tells what it means."""
+        self._ended = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -296,7 +298,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._pool.lost(self)
         if self._sink is not None:
-            if exc is None and self._close_delimited:
+            if exc is None and self._ended and self._close_delimited:
                 self._complete = True
                 self._deliver(self._sink)
             else:
@@ -667,10 +669,11 @@ class Pool:
 
     async def _open(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
+        protocol = cast("asyncio.Protocol", connection)
         if self.target.path:
-            await loop.create_unix_connection(lambda: connection, self.target.path)
+            await loop.create_unix_connection(lambda: protocol, self.target.path)
         else:
-            await loop.create_connection(lambda: connection, self.target.host, self.target.port)
+            await loop.create_connection(lambda: protocol, self.target.host, self.target.port)
 
 
 class Upstreams:
@@ -768,7 +771,7 @@ class _Collector:
             self.done.set_exception(_StaleError(reason) if stale else OSError(reason))
 
 
-class _StaleError(OSError):
+class _StaleError(Exception):
     """A kept connection had died; a new one may do."""
 
 
@@ -780,9 +783,9 @@ async def fetch(pool: Pool, head: bytes, body: bytes, timeout_s: float) -> Reply
         try:
             async with asyncio.timeout(timeout_s):
                 return await collector.done
-        except _StaleError:
+        except _StaleError as error:
             if fresh:
-                raise
+                raise OSError(str(error)) from None
         except BaseException:
             call.abort()
             raise

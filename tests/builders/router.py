@@ -35,7 +35,7 @@ from fairlead_router.identity import Verifier
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.policy import build_index
-from fairlead_router.server import Client, Clients, Limits
+from fairlead_router.server import Clients, Limits, listener
 from fairlead_router.telemetry import Telemetry
 from fairlead_router.upstream import Patience, Upstreams
 
@@ -294,7 +294,7 @@ async def station(
     router.configure(build_index(config or configuration()))
     router.set_endpoints(endpoints(addresses or {}))
     clients = Clients(limits, time.monotonic)
-    server = await loop.create_server(lambda: Client(router, limits, clients), "127.0.0.1", 0)
+    server = await loop.create_server(listener(router, limits, clients), "127.0.0.1", 0)
     found = Station(router, clients, server.sockets[0].getsockname()[1], session)
     found.talking = asyncio.create_task(session.run())
     tasks = [found.talking, asyncio.create_task(_tick(clients, router))]

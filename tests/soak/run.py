@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any, Final
 import uvloop
 
 from tests.builders.router import Wire
+from tests.ports import free_ports
 from tests.soak import engine
 from tests.soak.clients import Caller, Seen
 from tests.soak.control import Control
@@ -39,13 +39,6 @@ GAUGES: Final = re.compile(
     r"({[^}]*})? (\S+)$",
     re.MULTILINE,
 )
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass(slots=True)
@@ -137,7 +130,7 @@ class Subject:
 
 def start_router(folder: Path, operator: str, ledger: str) -> Subject:
     """Start the router."""
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     command = [sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--admin-port", str(admin), "--operator", operator, "--ledger", ledger]
     log = folder / "router.log"
@@ -149,7 +142,7 @@ def start_router(folder: Path, operator: str, ledger: str) -> Subject:
 async def soak(seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     """Load, kill, change; then see what is left."""
     pick, seen = random.Random(seed), Seen()  # noqa: S311 - choices that can be repeated
-    ports = [free_port() for _ in range(ENGINES)]
+    ports = list(free_ports(ENGINES))
     engines, control = Processes(ports, seen), Control(pick, ports)
     control.change()
     subject = start_router(folder, *await control.listen())

@@ -10,7 +10,8 @@ import pytest
 from fairlead_router import app
 from fairlead_router.contract import RouterConfig
 from fairlead_router.plan import MAX_PLANS, Lane, Owner, Plan
-from fairlead_router.server import Client, Known
+from fairlead_router.server import Client
+from fairlead_router.structs import Known
 from tests.builders.router import POOL, Station, api_key, budget, chat, configuration, policy, station, until
 from tests.fakes.engine import FakeEngine
 

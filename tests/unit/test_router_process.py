@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -48,15 +47,9 @@ from tests.builders.router import (
     until_async,
 )
 from tests.fakes.engine import Behaviour, FakeEngine
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
 
 
 @dataclass
@@ -104,7 +97,7 @@ class Program:
 @contextlib.asynccontextmanager
 async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]:
     """Start the router; its log is kept for a failing test."""
-    port, admin = free_ports()
+    port, admin = free_ports(2)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", str(port),
         "--admin-port", str(admin), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

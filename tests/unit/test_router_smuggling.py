@@ -322,16 +322,22 @@ async def _warm(wire: Wire) -> None:
         assert mark(text) in (await wire.answer()).body
 
 
+async def _sent(at: Station, engine: StrictEngine, data: bytes, way: str) -> tuple[Wire, int]:
+    """A connection on which this was sent, and how many requests the engine had before."""
+    wire = await at.connect()
+    if way == "warm":
+        await _warm(wire)
+    before = len(engine.requests)
+    await _send(wire, data, way)
+    return wire, before
+
+
 @pytest.mark.parametrize("way", ["whole", "bytes", "warm"])
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused_once_and_the_connection_closed(
     at: Station, strict_engine: StrictEngine, name: str, way: str
 ) -> None:
-    wire = await at.connect()
-    if way == "warm":
-        await _warm(wire)
-    before = len(strict_engine.requests)
-    await _send(wire, REFUSED[name] + good("behind"), way)
+    wire, before = await _sent(at, strict_engine, REFUSED[name] + good("behind"), way)
     answer = await wire.answer()
     assert answer.status == (505 if name in OTHER_VERSIONS else 400)
     assert answer.headers["connection"] == "close"
@@ -372,11 +378,7 @@ ACCEPTED: Final = {
 async def test_what_has_one_reading_reaches_the_engine_once_and_the_next_request_gets_its_own_answer(
     at: Station, strict_engine: StrictEngine, name: str, way: str
 ) -> None:
-    wire = await at.connect()
-    if way == "warm":
-        await _warm(wire)
-    before = len(strict_engine.requests)
-    await _send(wire, ACCEPTED[name] + good("behind"), way)
+    wire, before = await _sent(at, strict_engine, ACCEPTED[name] + good("behind"), way)
     for text in ("smuggled", "behind"):
         answer = await wire.answer()
         assert answer.status == 200

@@ -26,7 +26,6 @@ from fairlead_operator.decide.api_keys import (
     FEATURE,
     HASH,
     LABEL_API_KEY,
-    MAX_FEATURE,
     NAME,
     PREFIX,
     KeyFact,
@@ -40,6 +39,7 @@ from fairlead_operator.kube.resources import CONFIG_MAPS, COST_BUDGETS, NAMESPAC
 from fairlead_operator.kube.session import login, open_session
 from fairlead_operator.render.ledger_budgets import covered_namespaces
 from fairlead_operator.units import parse_duration_ms
+from fairlead_router.contract import MAX_LABEL
 
 KEY_BYTES = 32
 LONGEST_DAYS = 3650
@@ -185,7 +185,7 @@ def parse_wanted(options: argparse.Namespace, namespace: str, now_ms: int) -> Wa
     if not NAME.fullmatch(options.name):
         raise UsageError(f"{options.name!r} is no name for a key: write a-z, 0-9 and -, at most 63 characters")
     if not is_feature(options.feature):
-        raise UsageError(f"--feature must have at most {MAX_FEATURE} printable ASCII characters")
+        raise UsageError(f"--feature must have at most {MAX_LABEL} printable ASCII characters")
     length = parse_expires(options.expires) if options.expires else 0
     return Wanted(options.name, namespace, options.feature, now_ms + length if length else 0)
 

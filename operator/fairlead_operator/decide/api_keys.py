@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from fairlead_operator.decide.facts import time_ms
-from fairlead_router.contract import ApiKey
+from fairlead_router.contract import MAX_LABEL, ApiKey, is_label
 
 LABEL_API_KEY = "fairlead.dev/api-key"
 API_KEYS = f"{LABEL_API_KEY}=true"
@@ -22,7 +22,6 @@ HASH, FEATURE, EXPIRES = "sha256", "feature", "expires"
 MAX_KEYS = 10_000
 MAX_KEYS_EACH = 1_000
 """Of one namespace, so that no team takes the places of all others."""
-MAX_FEATURE = 128
 
 NAME = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 """A DNS label (RFC 1123)."""
@@ -79,7 +78,7 @@ def parse_key(namespace: str, object_name: str, data: Mapping[str, str]) -> ApiK
     if not _HASH.fullmatch(digest):
         raise ValueError(f"data.{HASH} must be the SHA-256 of the key, 64 digits of lower-case hex")
     if not is_feature(feature):
-        raise ValueError(f"data.{FEATURE} must have at most {MAX_FEATURE} printable ASCII characters")
+        raise ValueError(f"data.{FEATURE} must have at most {MAX_LABEL} printable ASCII characters")
     return ApiKey(
         hash=digest, namespace=namespace, name=name, feature=feature, expires_ms=_expires(data.get(EXPIRES, ""))
     )
@@ -87,7 +86,7 @@ def parse_key(namespace: str, object_name: str, data: Mapping[str, str]) -> ApiK
 
 def is_feature(text: str) -> bool:
     """Whether routers take this as a feature; empty is none."""
-    return len(text) <= MAX_FEATURE and text.isprintable() and text.isascii()
+    return not text or is_label(text)
 
 
 def key_ring(facts: Iterable[KeyFact]) -> KeyRing:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from fairlead_router.contract import (
 from hack.models import __main__ as models
 from hack.vllm import environment
 from tests.bench.isolation.load import API_KEY, MODEL
+from tests.ports import free_ports
 
 ROUTER: Final = Path(sys.executable).with_name("fairlead-router")
 LONG_POOL: Final = "chat-long"
@@ -81,7 +81,7 @@ ENGINES: Final = {"model": model_engine, "vllm": vllm_engine}
 def engines(kind: str, cap: int, work: Path) -> Iterator[list[int]]:
     """Two engines that take requests; gives their ports."""
     with ExitStack() as stack:
-        ports = [free_port(), free_port()]
+        ports = list(free_ports(2))
         for port in ports:
             command, variables = ENGINES[kind](port, cap, work)
             stack.enter_context(running(command, variables, work / f"engine-{port}.log"))
@@ -98,7 +98,7 @@ def router(pools: Sequence[Pool], ports: Sequence[int], work: Path) -> Iterator[
         "endpoints": msgspec.json.encode(endpoints(pools, ports)),
         "local-lease": json.dumps({f"bench/{name}": 10**9 * NANO_PER_USD for name in ("all", "features")}).encode(),
     }
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     command = [str(ROUTER), "--listen", "127.0.0.1", "--port", str(port), "--admin-port", str(admin)]
     for name, content in files.items():
         (work / name).write_bytes(content)
@@ -191,10 +191,3 @@ def _answer(port: int, path: str, content: bytes | None = None) -> tuple[int, by
         return answer.status, answer.read()
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

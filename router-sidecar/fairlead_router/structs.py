@@ -1,0 +1,27 @@
+"""What compiled modules cannot say themselves: keywords of a class, and classes that weak references are made to."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from fairlead_router.heads import Template
+    from fairlead_router.server import Head
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    """A value: equal to those that hold the same, and hashable."""
+
+
+class Kept(msgspec.Struct, eq=False):
+    """A thing of its own: equal to itself only."""
+
+
+class Known:
+    """A head that a connection may repeat. Kept by weak references, which a compiled class does not survive."""
+
+    __slots__ = ("__weakref__", "head", "template")
+
+    def __init__(self, template: "Template", head: "Head") -> None:
+        self.template = template
+        self.head = head
