@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation fuzz-router soak-router
+.PHONY: help demo demo-budget down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation fuzz-router soak-router test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ help: ## list the words
 
 demo: .venv/.done prerequisites ## a cluster, vLLM, Fairlead, traffic, budgets: the whole story (CLUSTER=local|kind|current)
 	@$(VENV)/python -m hack.demo
+
+demo-budget: .venv/.done ## on the cluster of make demo: a budget of a minute is paced, refuses, is raised, opens again
+	@$(VENV)/python -m hack.demo.minutes
 
 down: .venv/.done ## remove what make demo and make test left running
 	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
@@ -76,6 +79,9 @@ bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 rout
 OPTIONS ?=
 bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="--quick", "--help")
 	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
+
+test-mutants: .venv/.done ## break the budget protocol's rules one at a time: every one must be noticed
+	$(VENV)/python -m tests.mutants.run
 
 N ?= 1000000
 fuzz-router: .venv/.done ## N random inputs of clients, and a tenth of engines, against the router's HTTP edge

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,22 @@ class Kube:
         return self.progress.run(
             [self._program("helm"), f"--kubeconfig={self.kubeconfig}", *arguments], timeout=timeout
         )
+
+    @contextmanager
+    def watching(self, *arguments: str) -> Iterator[list[str]]:
+        """Run a kubectl that does not end by itself; the list grows by the lines that it prints."""
+        command = [self._program("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
+        lines: list[str] = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            out = process.stdout
+            assert out is not None  # noqa: S101 - it is a pipe
+            reader = threading.Thread(target=lambda: lines.extend(line.rstrip() for line in out), daemon=True)
+            reader.start()
+            try:
+                yield lines
+            finally:
+                process.terminate()
+                reader.join(SECONDS)
 
     def apply(self, objects: Sequence[dict[str, Any]]) -> None:
         """Apply objects, server-side."""

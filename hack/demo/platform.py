@@ -102,7 +102,12 @@ def fairlead(progress: Progress, kube: Kube, kind: str, name: str) -> Images:
 def build_images(progress: Progress) -> Images:
     """The archives of all images, and what the cluster calls them."""
     archives = hack(progress, "images", "build", "--registry", REGISTRY)
-    return Images(f"{REGISTRY}/fairlead-caller:{version()}", f"{REGISTRY}/vllm-cpu:{ENGINE_VERSION}", tuple(archives))
+    return Images(caller_image(), f"{REGISTRY}/vllm-cpu:{ENGINE_VERSION}", tuple(archives))
+
+
+def caller_image() -> str:
+    """What the cluster calls the teams' program."""
+    return f"{REGISTRY}/fairlead-caller:{version()}"
 
 
 def load(progress: Progress, kind: str, name: str, archives: tuple[str, ...]) -> None:
