@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation fuzz-router soak-router test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ demo-budget: .venv/.done ## on the cluster of make demo: a budget of a minute is
 down: .venv/.done ## remove what make demo and make test left running
 	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
 
-test: .venv/.done check programs unit cluster e2e ## everything that continuous integration runs
+test: .venv/.done check programs unit unit-compiled cluster e2e ## everything that continuous integration runs
 
 check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/ruff format --check .
@@ -47,6 +47,10 @@ format: .venv/.done ## let ruff write the format and the safe fixes
 
 unit: .venv/.done ## tests that need no cluster
 	$(PYTEST) -m "not cluster and not e2e"
+
+unit-compiled: .venv/.done ## the router's tests on its compiled modules, as the image has them
+	compiled=$$($(VENV)/python -m hack.compile) && \
+	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled $(PYTEST) -o pythonpath="operator ." tests/unit/test_router_*.py
 
 cluster: .venv/.done prerequisites ## tests on a real control plane with KWOK nodes
 	$(PYTEST) -m cluster
@@ -80,6 +84,10 @@ OPTIONS ?=
 bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="--quick", "--help")
 	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
 
+EXAMPLES ?= 5000
+test-machines: .venv/.done ## EXAMPLES random histories of the budget protocol, on every ledger
+	FAIRLEAD_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/unit/test_ledger_machine.py
+
 test-mutants: .venv/.done ## break the budget protocol's rules one at a time: every one must be noticed
 	$(VENV)/python -m tests.mutants.run
 
@@ -93,6 +101,9 @@ soak-router: .venv/.done ## mixed load with killed engines, slow readers and new
 
 bench-affinity: .venv/.done ## prefix affinity: hit rate and load spread on a recorded hour
 	$(VENV)/python -m tests.bench.affinity
+
+bench-forecast: .venv/.done ## forecasts of a window's end on recorded demand
+	$(VENV)/python -m tests.bench.forecast
 
 bench-isolation: .venv/.done ## short chats alone, beside long prompts, and apart from them (OPTIONS="--engines model", "--help")
 	$(VENV)/python -m tests.bench.isolation $(OPTIONS)

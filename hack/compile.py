@@ -1,62 +1,65 @@
 """Compile the router's hot modules: a copy of the package in which they are extension modules beside their sources.
 
-usage: python -m hack.compile [FOLDER]
+usage: python -m hack.compile [--python PYTHON] [--package PACKAGE] [FOLDER]
 
 Prints the folder, which goes first on PYTHONPATH; without FOLDER it is kept under a key of everything that went into
-it. The sources are not touched, and run uncompiled as well, at under half the speed. Needs a C compiler and the
-headers of the Python that runs this.
+it. The sources are not touched, and run uncompiled as well, at under half the speed. PYTHON is the one that will run
+the router, the one that runs this unless told; it needs its headers and a C compiler. mypy and setuptools are those of
+the Python that runs this.
 """
 
+import argparse
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
+from hack.cluster.layout import cache_root
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "router-sidecar" / "fairlead_router"
-CACHE = Path.home() / ".cache" / "fairlead" / "router"
+KEPT = 4
+"""Compiled copies that stay, so that switching between branches or Pythons compiles nothing."""
 MODULES = (
-    "affinity", "app", "budget", "exchange", "fairness", "frames", "heads", "lease", "metering", "outbox",
-    "queueing", "replicas", "retries", "server", "sizing", "telemetry", "upstream",
+    "affinity", "app", "budget", "exchange", "fairness", "frames", "heads", "journal", "lease", "metering",
+    "outbox", "queueing", "replicas", "retries", "server", "sizing", "telemetry", "upstream",
 )  # fmt: skip
 """What a request passes through, less the modules whose records msgspec decodes by their annotations."""
 _CONFIG = "[mypy]\npython_version = 3.11\nignore_missing_imports = true\nfollow_untyped_imports = true\n"
 _BUILD = (
     "import sys\n"
-    "from mypyc.build import mypycify\n"
     "from setuptools import setup\n"
+    "from mypyc.build import mypycify\n"
     "modules = mypycify(['--config-file', 'mypy.ini', *sys.argv[1:]], opt_level='3', debug_level='0')\n"
     "setup(name='fairlead-router', ext_modules=modules, script_args=['-q', 'build_ext', '--inplace'])\n"
 )
+_WHICH = "import sys, sysconfig; print(sys.version, sysconfig.get_config_vars('CC', 'CFLAGS', 'EXT_SUFFIX'))"
 
 
-def key() -> str:
+def key(python: str, package: Path) -> str:
     """A key of the sources, the compiler and the Python that they are compiled for."""
-    found = hashlib.sha256(repr((MODULES, _CONFIG, _BUILD)).encode())
-    for fact in (importlib.metadata.version("mypy"), str(sysconfig.get_config_var("EXT_SUFFIX"))):
-        found.update(fact.encode())
-    for source in sorted(PACKAGE.glob("*.py")):
+    found = hashlib.sha256(repr((MODULES, _CONFIG, _BUILD, importlib.metadata.version("mypy"))).encode())
+    found.update(subprocess.run([python, "-c", _WHICH], check=True, stdout=subprocess.PIPE).stdout)
+    for source in sorted(package.glob("*.py")):
         found.update(source.name.encode() + b"\0" + source.read_bytes())
     return found.hexdigest()[:20]
 
 
-def compile_into(folder: Path) -> None:
+def compile_into(folder: Path, python: str, package: Path) -> None:
     """Put the compiled package there, whole or not at all; one that is there is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
-        shutil.copytree(PACKAGE, made / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(package, made / package.name, ignore=shutil.ignore_patterns("__pycache__"))
         (made / "mypy.ini").write_text(_CONFIG, encoding="utf-8")
-        sources = [f"{PACKAGE.name}/{module}.py" for module in MODULES]
-        environment = os.environ | {"MYPYPATH": str(made)}
-        subprocess.run(
-            [sys.executable, "-c", _BUILD, *sources], cwd=made, env=environment, check=True, stdout=sys.stderr
-        )
+        sources = [f"{package.name}/{module}.py" for module in MODULES]
+        tools = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry.endswith("-packages"))
+        environment = os.environ | {"MYPYPATH": str(made), "PYTHONPATH": tools}
+        subprocess.run([python, "-c", _BUILD, *sources], cwd=made, env=environment, check=True, stdout=sys.stderr)
         for rest in ("build", ".mypy_cache"):
             shutil.rmtree(made / rest, ignore_errors=True)
         (made / "mypy.ini").unlink()
@@ -64,13 +67,29 @@ def compile_into(folder: Path) -> None:
         made.rename(folder)
 
 
+def kept(cache: Path, python: str, package: Path) -> Path:
+    """The compiled package in the cache; compiled now unless it is there. The oldest of many go."""
+    folder = cache / key(python, package)
+    if not folder.is_dir():
+        compile_into(folder, python, package)
+    folder.touch()
+    for old in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
 def main() -> None:
     """Compile, unless that was done before."""
-    given = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
-    folder = given or CACHE / key()
-    if given is not None or not folder.is_dir():
-        compile_into(folder)
-    print(folder)
+    parser = argparse.ArgumentParser(prog="python -m hack.compile", description=__doc__)
+    parser.add_argument("--python", default=sys.executable, help="the Python that will run the router")
+    parser.add_argument("--package", type=Path, default=PACKAGE, help="the sources, instead of the repository's")
+    parser.add_argument("folder", nargs="?", type=Path, help="where to put it, instead of the cache")
+    asked = parser.parse_args()
+    if asked.folder is None:
+        print(kept(cache_root() / "router", asked.python, asked.package))
+        return
+    compile_into(asked.folder.resolve(), asked.python, asked.package)
+    print(asked.folder.resolve())
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     command("load", "load image archives on the real node").add_argument("archives", nargs="+", type=Path)
     check = command("doctor", "name what this machine lacks; exit status 1 if anything")
     check.add_argument("--install", action="store_true", help="install missing Debian packages with apt-get")
+    check.add_argument("--tests", action="store_true", help="with --install: also what some tests run beside us")
     for added in (up, check):
         added.add_argument("--kind", choices=("plane", "node"), default="node")
     return parser
@@ -120,7 +121,8 @@ def _load(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     kind = _kind_of(options)
     found = doctor.reasons(kind, build=not gobuild.built(layout.programs_dir()))
-    refused = doctor.install(found) if options.install else []
+    wanted = [*found, *(doctor.tests_lack() if options.tests else [])]
+    refused = doctor.install(wanted) if options.install else []
     if options.install:
         found = doctor.reasons(kind, build=not gobuild.built(layout.programs_dir()))
     for text in [*(reason.text for reason in found), *refused]:

@@ -27,7 +27,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package, and the program that shows it is there."""
+    """A Debian package, and the program that shows it is there (with * for folders that are named by versions)."""
 
     name: str
     program: str
@@ -51,6 +51,12 @@ PACKAGES = (
     Package("mmdebstrap", "mmdebstrap", (1,)),
     Package("buildah", "buildah", (1, 28)),
 )
+TEST_PACKAGES = (
+    Package("postgresql", "/usr/lib/postgresql/*/bin/postgres", (13,)),
+    Package("libfaketime", "/usr/lib/*/faketime/libfaketime.so.1"),
+    Package("prometheus", "prometheus", (2, 42)),
+)
+"""What some tests run beside us; without it those skip. No cluster needs them."""
 GO = (1, 26)
 
 
@@ -83,10 +89,15 @@ def packages(kind: Kind) -> list[Reason]:
     return [reason for package in needed if (reason := _package(package))]
 
 
+def tests_lack() -> list[Reason]:
+    """Return the Debian packages without which some tests skip."""
+    return [reason for package in TEST_PACKAGES if (reason := _package(package))]
+
+
 def _package(package: Package) -> Reason | None:
     minimum = f" (at least {_dotted(package.minimum)})" if package.minimum else ""
     remedy = f"apt-get install {package.name}"
-    if shutil.which(package.program) is None:
+    if not _program(package):
         return Reason(f"{package.program} is missing: {remedy}{minimum}", package)
     found = version_of(package) if package.minimum else ()
     if found and found < package.minimum:
@@ -97,11 +108,24 @@ def _package(package: Package) -> Reason | None:
     return None
 
 
+def _program(package: Package) -> str:
+    """Return the program's path, that of the newest version; empty if there is none."""
+    if "*" not in package.program:
+        return shutil.which(package.program) or ""
+    found = [str(path) for path in Path("/").glob(package.program.lstrip("/"))]
+    # Text and numbers alternate in each of them, so 9 comes before 15.
+    return max(
+        found,
+        key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)],
+        default="",
+    )
+
+
 def version_of(package: Package) -> Version:
     """Return the version as dpkg has it, else as the program says it, else ()."""
     # CNI plugins of Debian do not know their version; programs from elsewhere are unknown to dpkg.
     installed = _output("dpkg-query", "--show", "--showformat=${Version}", package.name)
-    return version_in(installed.partition(":")[2] or installed) or version_in(_output(package.program, "--version"))
+    return version_in(installed.partition(":")[2] or installed) or version_in(_output(_program(package), "--version"))
 
 
 def version_in(text: str) -> Version:
@@ -197,7 +221,8 @@ def cgroups(base: Path) -> list[Reason]:
 
 def notes() -> list[str]:
     """Return what is worth knowing and stops nothing."""
-    return [UNTESTED_V2] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else []
+    cgroup = [UNTESTED_V2] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else []
+    return [*cgroup, *(f"some tests skip: {reason.text}" for reason in tests_lack())]
 
 
 def install(missing: list[Reason]) -> list[str]:
@@ -227,7 +252,10 @@ def _too_old(package: Package) -> str:
 
 def _candidate(name: str) -> Version:
     found = re.search(r"^\s*Candidate: (?:\d+:)?(\S+)$", _output("apt-cache", "policy", name), re.MULTILINE)
-    return version_in(found[1]) if found else ()
+    if found is None:
+        return ()
+    whole = re.match(r"\d+", found[1])  # Debian's postgresql is 15+248
+    return version_in(found[1]) or ((int(whole[0]),) if whole else ())
 
 
 def _output(*command: str) -> str:

@@ -134,7 +134,7 @@ def opened(kube: Kube, image: str) -> Told:
 def events(kube: Kube) -> list[str]:
     """The Events of all that."""
     text = kube.kubectl("describe", "cbudget", NAME, "-n", TEAM)
-    wanted = (("BudgetAction", "Alert to Pace"), ("BudgetAction", "Pace to Deprioritize"), ("LimitRaised", "a launch"))
+    wanted = (("BudgetAction", "to Pace:"), ("BudgetAction", "to Deprioritize:"), ("LimitRaised", "a launch"))
     return [event(text, reason, words) for reason, words in wanted] + [event(text, "LimitRestored", "extra")]
 
 

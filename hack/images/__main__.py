@@ -1,6 +1,6 @@
 """The images of Fairlead and its demo as archives for ``ctr images import``: no registry, no daemon.
 
-usage: python3 hack/images build [NAME…] [--registry localhost] [--base IMAGE]
+usage: python3 hack/images build [NAME…] [--registry localhost] [--base IMAGE] [--compiler IMAGE]
 Prints one path for each image.
 """
 
@@ -23,9 +23,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(recipes.NAMES)}; all when absent")
     parser.add_argument("--registry", default="localhost", help="stands before the images' names (localhost)")
     parser.add_argument("--base", help="build on this image instead of a Debian root made here")
+    parser.add_argument(
+        "--compiler", help="compile on this image (Python 3.11, its headers, gcc) instead of a Debian root made here"
+    )
     arguments = parser.parse_args()
     try:
-        for built in builder.build(arguments.names, arguments.registry, arguments.base):
+        for built in builder.build(arguments.names, arguments.registry, arguments.base, arguments.compiler):
             print(built.archive)
     except BuildError as error:
         print(error, file=sys.stderr)

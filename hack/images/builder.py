@@ -10,11 +10,13 @@ from pathlib import Path
 from hack.cluster.layout import cache_root
 from hack.images import host, recipes
 from hack.images.cache import REPOSITORY, BuildError, Progress, alone, key_of, remove, whole
-from hack.images.recipes import Recipe
+from hack.images.recipes import Bases, Recipe
 
 SUITE = "bookworm"
 PACKAGES = "python3,python3-pip,ca-certificates,libstdc++6,libnuma1"
 """Python 3.11 and its pip; the libraries are torch's."""
+TOOLCHAIN = f"{PACKAGES},gcc,libc6-dev,libpython3-dev"
+"""What a stage needs that compiles."""
 OMITTED = ("doc", "man", "locale", "info", "lintian")
 APT_SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 COLD_SECONDS = 65
@@ -67,43 +69,47 @@ def needed(program: str) -> None:
         raise BuildError(f"{program} is not on PATH, so no image was built. Run: apt-get install {program}")
 
 
-def build(names: list[str], registry: str, base: str | None) -> list[Built]:
+def build(names: list[str], registry: str, base: str | None = None, compiler: str | None = None) -> list[Built]:
     """Build the images of these names unless their archives are there; the archives, in the order of the recipes.
 
     Raises:
         BuildError: a step did not succeed.
     """
     version = recipes.project_version()
-    base_image = base or f"localhost/fairlead-base:{base_key()}"
+    run, toolchain = base_image("base", PACKAGES), base_image("toolchain", TOOLCHAIN)
+    bases = Bases(base or run, compiler or toolchain)
     workshop = Workshop(cache_root() / "images")
-    found = [plan(recipe, workshop, registry, version, base_image) for recipe in recipes.chosen(names)]
+    found = [plan(recipe, workshop, registry, version, bases) for recipe in recipes.chosen(names)]
     if all(built.archive.exists() for _, built in found):
         return [built for _, built in found]
     with alone(workshop.home):
         progress = Progress("images", COLD_SECONDS)
         make_room(workshop, progress)
-        if base is None:
-            ensure_base(workshop, base_image, progress)
         for recipe, built in found:
             if not built.archive.exists():
-                make(workshop, recipe, built, base_image, progress)
+                for image, packages in ((run, PACKAGES), (toolchain, TOOLCHAIN)):
+                    if image in recipe.built_on(bases):
+                        ensure_base(workshop, image, packages, progress)
+                make(workshop, recipe, built, bases, progress)
     return [built for _, built in found]
 
 
-def plan(recipe: Recipe, workshop: Workshop, registry: str, version: str, base: str) -> tuple[Recipe, Built]:
+def plan(recipe: Recipe, workshop: Workshop, registry: str, version: str, bases: Bases) -> tuple[Recipe, Built]:
     """The image's reference, and where its archive is or will be."""
     image = recipes.reference(recipe, registry, version)
-    return recipe, Built(image, workshop.home / recipes.image_key(recipe, image, base) / f"{recipe.name}.tar")
+    return recipe, Built(image, workshop.home / recipes.image_key(recipe, image, bases) / f"{recipe.name}.tar")
 
 
-def make(workshop: Workshop, recipe: Recipe, built: Built, base: str, progress: Progress) -> None:
+def make(workshop: Workshop, recipe: Recipe, built: Built, bases: Bases, progress: Progress) -> None:
     """Build one image and keep its archive; older ones of the same image go."""
     progress.say(built.image)
     with tempfile.TemporaryDirectory(dir=workshop.home) as folder, pip_access(Path(folder)) as access:
         context = Path(folder) / "context"
         context.mkdir()
         recipes.stage(recipe, make_wheel(Path(folder)) if recipe.wheel else None, context)
-        arguments = ["--layers", "--build-arg", f"BASE={base}", "--file", str(REPOSITORY / recipe.containerfile)]
+        arguments = ["--layers", "--build-arg", f"BASE={bases.run}", "--file", str(REPOSITORY / recipe.containerfile)]
+        if recipe.compiles:
+            arguments += ["--build-arg", f"COMPILER={bases.compile}"]
         workshop.buildah("build", "--quiet", *arguments, *access, "--tag", built.image, str(context))
     with whole(built.archive) as partial:
         # Uncompressed: the archive is read on this machine, and unpacking would cost more than the disk.
@@ -144,20 +150,21 @@ def pip_configuration(options: dict[str, str]) -> str:
     return "\n".join(["[global]", *lines, *trust, ""])
 
 
-def base_key() -> str:
-    """A key of what the base image is made of."""
-    return key_of([SUITE, PACKAGES, *OMITTED])
+def base_image(name: str, packages: str) -> str:
+    """The name of a base image, with a key of what it is made of."""
+    return f"localhost/fairlead-{name}:{key_of([SUITE, packages, *OMITTED])}"
 
 
-def ensure_base(workshop: Workshop, image: str, progress: Progress) -> None:
-    """Have the base image in buildah's storage: a Debian root made by mmdebstrap."""
+def ensure_base(workshop: Workshop, image: str, packages: str, progress: Progress) -> None:
+    """Have a base image in buildah's storage: a Debian root made by mmdebstrap."""
     if workshop.holds(image):
         return
-    root = workshop.home / f"base-{base_key()}" / "root.tar"
+    name = image.rpartition("-")[2].replace(":", "-")
+    root = workshop.home / name / "root.tar"
     if not root.exists():
-        progress.say(f"base: Debian {SUITE} with Python 3.11")
+        progress.say(f"{name}: Debian {SUITE} with Python 3.11")
         with whole(root) as partial:
-            make_root(partial)
+            make_root(partial, packages)
     with tempfile.TemporaryDirectory(dir=workshop.home) as folder:
         recipe = Path(folder) / "Containerfile"
         recipe.write_text("FROM scratch\nADD root.tar /\n", encoding="utf-8")
@@ -165,11 +172,11 @@ def ensure_base(workshop: Workshop, image: str, progress: Progress) -> None:
         workshop.buildah("build", "--quiet", "--tag", image, "--file", str(recipe), folder)
 
 
-def make_root(target: Path) -> None:
+def make_root(target: Path, packages: str) -> None:
     """Write a Debian root as a tar file, from this machine's package sources where they are Debian's."""
     needed("mmdebstrap")
     paths = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in OMITTED]
-    command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={PACKAGES}", "--format=tar", *paths]
+    command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={packages}", "--format=tar", *paths]
     host.run([*command, SUITE, str(target), *apt_sources(Path("/etc/os-release"), APT_SOURCES)])
 
 

@@ -19,13 +19,29 @@ VLLM_VERSION = "0.32.0"
 
 
 @dataclass(frozen=True, slots=True)
+class Bases:
+    """The images that others are built on: what runs, and the same with a C compiler."""
+
+    run: str
+    compile: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """One image: the files that its Containerfile copies, and whether the project's wheel is among them."""
+    """One image: the files that its Containerfile copies, and whether the project's wheel is among them.
+
+    ``compiles``: one of its stages needs a C compiler and the headers of Python, beside what the base has.
+    """
 
     name: str
     files: tuple[str, ...]
     wheel: bool = False
+    compiles: bool = False
     version: str = ""
+
+    def built_on(self, bases: Bases) -> tuple[str, ...]:
+        """The images that it is built on."""
+        return (bases.run, bases.compile) if self.compiles else (bases.run,)
 
     @property
     def containerfile(self) -> Path:
@@ -35,7 +51,12 @@ class Recipe:
 
 RECIPES = (
     Recipe("fairlead-operator", ("requirements/operator.txt",), wheel=True),
-    Recipe("fairlead-router", ("requirements/router.txt",), wheel=True),
+    Recipe(
+        "fairlead-router",
+        ("requirements/router.txt", "requirements/compile.txt", "hack/compile.py", "hack/cluster/layout.py"),
+        wheel=True,
+        compiles=True,
+    ),
     Recipe("fairlead-caller", ("requirements/caller.txt", "hack/demo/caller.py")),
     Recipe("vllm-cpu", ("hack/images/vllm-cpu/vllm",), version=VLLM_VERSION),
 )
@@ -65,10 +86,10 @@ def reference(recipe: Recipe, registry: str, version: str) -> str:
     return f"{prefix}{recipe.name}:{recipe.version or version}"
 
 
-def image_key(recipe: Recipe, image: str, base: str, repository: Path = REPOSITORY) -> str:
+def image_key(recipe: Recipe, image: str, bases: Bases, repository: Path = REPOSITORY) -> str:
     """A key of everything that goes into the image."""
     sources = [recipe.containerfile, *map(Path, recipe.files), *(map(Path, WHEEL_SOURCES) if recipe.wheel else ())]
-    return key_of([image, base, *(repository / source for source in sources)])
+    return key_of([image, *recipe.built_on(bases), *(repository / source for source in sources)])
 
 
 def stage(recipe: Recipe, wheel: Path | None, context: Path, repository: Path = REPOSITORY) -> None:

@@ -56,9 +56,9 @@ class LedgerClient:
         """How every budget stands."""
         return _decode("spend", await self._call("GET", "/v1/spend", {}), SpendList)
 
-    async def usage(self, by: str, since_ms: int, until_ms: int) -> UsageAnswer:
-        """Usage and bills of a time, grouped by dimensions."""
-        query = {"by": by, "since": str(since_ms), "until": str(until_ms)}
+    async def usage(self, by: str, since_ms: int, until_ms: int, **filters: str) -> UsageAnswer:
+        """Usage and bills of a time, grouped by dimensions; ``filters`` are ``step`` and what dimensions must equal."""
+        query = {"by": by, "since": str(since_ms), "until": str(until_ms), **filters}
         return _decode("usage", await self._call("GET", "/v1/usage", query), UsageAnswer)
 
     async def _call(self, method: str, path: str, query: dict[str, str], body: msgspec.Struct | None = None) -> bytes:

@@ -29,7 +29,7 @@ from fairlead_operator.kube.tokens import FileTokens, RequestedTokens, TokenSour
 from fairlead_operator.kube.wakeups import Wakeups
 from fairlead_operator.ledger_client import LedgerClient
 from fairlead_operator.oidc import Providers
-from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.prices.book import Prices
 from fairlead_operator.reconcile.api_keys import KeyNews
 from fairlead_operator.reconcile.books import Books
 from fairlead_operator.reconcile.budgets import wanted_budgets
@@ -99,7 +99,7 @@ class Operator:
             compiler=self.compiler,
             feed=self.feed,
             scraper=scraper,
-            prices=PriceFile(settings.prices_file),
+            prices=Prices(settings.prices_file, clock),
             ledger=LedgerClient(sessions.fleet, settings.ledger_url, tokens),
             books=Books(ledger_answered_ms=clock.now_ms()),
             children=Children(api),
@@ -142,6 +142,7 @@ class Operator:
             *(asyncio.create_task(run()) for run in self.cluster.tasks()),
             asyncio.create_task(self.issuers.run()),
             asyncio.create_task(self.providers.run()),
+            asyncio.create_task(self.context.prices.run()),
             asyncio.create_task(self._verifier.keep_fresh()),
             asyncio.create_task(self.compiler.run(self._clock)),
             asyncio.create_task(serve(server.app(), *self._settings.listen)),

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fairlead_operator.budget_gauges import budget_families
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.kube.cluster import Snapshot
 
@@ -32,6 +33,7 @@ class _Gauges(Collector):
         yield self._replicas()
         yield self._conditions()
         yield self._ages()
+        yield from budget_families(self._snapshot().budgets)
 
     def _replicas(self) -> Metric:
         family = GaugeMetricFamily(

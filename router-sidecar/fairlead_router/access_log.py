@@ -48,6 +48,8 @@ class Record(msgspec.Struct, kw_only=True):
     replica: str = ""
     route: str = ""
     priority: str = ""
+    actions: tuple[str, ...] = ()
+    """What budgets did about it: Deprioritize, Downgrade."""
     outcome: str = ""
     status: int = 0
     stream: bool = False
@@ -84,6 +86,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     replica: str = ""
     route: str = ""
     priority: str = ""
+    actions: tuple[str, ...] = ()
     stream: bool = False
     prompt: int = 0
     cached: int = 0
@@ -111,7 +114,7 @@ def line(record: Record, at_s: float) -> bytes:
         request=record.request, outcome=record.outcome, status=record.status, path=record.path[:MAX_TEXT],
         tenant=record.tenant, caller=record.caller[:MAX_TEXT], feature=record.feature[:MAX_TEXT],
         model=record.model[:MAX_TEXT], pool=record.pool, replica=record.replica, route=record.route,
-        priority=record.priority, stream=record.stream,
+        priority=record.priority, actions=record.actions, stream=record.stream,
         prompt=record.prompt, cached=record.cached, output=record.output,
         usd="" if record.nano_usd is None else usd(record.nano_usd),
         router_ms=_ms(record.router_s), queue_ms=_ms(record.queue_s), connect_ms=_ms(record.connect_s),

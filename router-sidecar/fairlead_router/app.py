@@ -72,6 +72,8 @@ _LEAST_BODY: Final = 1024 * 1024
 _PRIORITIES: Final[dict[bytes, Priority]] = {b"interactive": "Interactive", b"standard": "Standard", b"batch": "Batch"}
 _DRAINING: Final[Headers] = (("x-fairlead-retry", "draining"),)
 _REQUEST_PORT: Final = 8000
+_SWEEP_S: Final = 660.0
+"""A minute more than a request waits for an engine's first byte."""
 _QUIET_S: Final = 1.0
 _MAX_QUIET: Final = 1_000
 
@@ -140,6 +142,8 @@ class Router:
         """Wall time of the last tick: good enough for when a pool was last asked."""
         self.book_ms = self.ticked_ms
         """The ledger's time of the last tick, or the wall's while that is not known: usage is booked at it."""
+        self.swept = 0
+        """Reservations that their requests left behind; always 0."""
         self.max_context_tokens = 0
         self.own_engine = Peaks()
         self.engine_load = EngineLoad(self.own_engine)
@@ -339,16 +343,31 @@ class Router:
         policy = find_policy(index, caller.namespace, model)
         if isinstance(policy, Refusal):
             return policy
-        matches = matching_budgets(index, caller, owner.labels)
+        matches = matching_budgets(index, caller, owner.labels, model)
         refusal = refuse_unbudgeted(index, caller, matches)
         if refusal is not None:
             return refusal
         return self._plans.find(owner, model, policy, matches)
 
     def pick(self, plan: Plan, index: int) -> Lane:
-        """The pool for the next request of a route: by weight, among those that have replicas."""
+        """The pool for the next request of a route: by weight, among those that have replicas.
+
+        Where a budget downgrades, it is the route's pool for that, if there is one that has replicas and a price.
+        """
+        if plan.downgraded:
+            lane = self._downgraded(plan, index)
+            if lane is not None:
+                return lane
         pools = plan.policy.routes[index].pools
         return plan.lane(index, pools[0].pool if len(pools) == 1 else self._weighted(pools))
+
+    def _downgraded(self, plan: Plan, index: int) -> Lane | None:
+        for fallback in plan.policy.routes[index].fallbacks:
+            if "Downgraded" in fallback.when and self.serves(fallback.pool):
+                lane = plan.lane(index, fallback.pool, "Fallback")
+                if lane.refusal is None and not lane.line.empty():
+                    return lane
+        return None
 
     def _weighted(self, pools: tuple[WeightedPool, ...]) -> str:
         weighted = [ref for ref in pools if ref.weight > 0 and self._lines[ref.pool].replicas]
@@ -435,15 +454,17 @@ class Router:
         return [((name,), float(line.running)) for name, line in self._lines.items()]
 
     def tick(self) -> None:
-        """Twice a second: replicas may be back from their ejection, and accounts may have been let go."""
+        """Twice a second: replicas may be back from their ejection, accounts let go, other actions in force."""
         self.ticked_ms = int(self.wall() * 1000)
         self.session.tick()
         self.book_ms = self.session.ledger_ms() or self.ticked_ms
         for line in self._lines.values():
             line.advance()
-        if self.wallet.forgot:
-            self.wallet.forgot = False
+        self.wallet.tick(self.session.ledger_ms())
+        if self.wallet.changed:
+            self.wallet.changed = False
             self.forget_plans()
+        self.swept += self.session.sweep(_SWEEP_S)
 
     def signals(self, reader: str, versions: tuple[str, str], uptime_s: int) -> Signals:
         """What the operator reads. Peaks are since this reader's last reading."""

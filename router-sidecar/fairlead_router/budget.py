@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from fairlead_router import contract
-from fairlead_router.contract import OTHER, AccountAnswer, Ask, BudgetConfig, Verdict, Window
+from fairlead_router.contract import OTHER, AccountAnswer, Action, Ask, BudgetConfig, Unknown, Verdict, Window
+from fairlead_router.records import key_of
 from fairlead_router.structs import Frozen, Kept
 
 CLASS: Final = 1
-"""The class of every holding: requests have one priority."""
+"""The class of requests, but for those of priority Batch where a budget keeps headroom for the others."""
+BATCH_CLASS: Final = 0
 MAX_PURSES: Final = 50_000
 MAX_STATEMENTS: Final = 2_000
 MAX_ASKS: Final = 1_000
@@ -40,6 +42,7 @@ class Holding:
 
     account: int
     window: Window
+    klass: int = CLASS
     granted: int = 0
     returned: int = 0
     charged: int = 0
@@ -61,6 +64,7 @@ class Holding:
     judged: int = 0
     """The smallest amount that the verdict is about."""
     retry_after_ms: int = 0
+    pace_per_hour: int = 0
     burn: float = 0.0
     burn_at: float = 0.0
     burned: int = 0
@@ -69,6 +73,13 @@ class Holding:
     used_at: float = 0.0
     low: int = 0
     """Below this much free money the holding asks for more."""
+    lost: bool = False
+    """It belongs to a session that is over: what is charged to it is told to nobody."""
+    key: int = 0
+    """One number for account and class."""
+
+    def __post_init__(self) -> None:
+        self.key = key_of(self.account, self.klass)
 
     @property
     def out(self) -> int:
@@ -90,18 +101,21 @@ class Holding:
         """What the whole account has left as far as this router knows: the last answer less its own charges since."""
         return max(0, self.limit - self.used - (self.charged - self.charged_at_answer))
 
-    def charge(self, reserved: int, charged: int) -> None:
-        """Settle one reservation: from its own money, then from what is free, and the rest unbacked."""
+    def charge(self, reserved: int, charged: int) -> int:
+        """Settle one reservation: from its own money, then from what is free; gives the rest, which is unbacked."""
         self.reserved -= reserved
         free = self.free + reserved - charged
         self.charged += charged
+        lack = 0
         if free < 0:
-            self.unbacked -= free
+            lack = -free
+            self.unbacked += lack
             free = 0
         self.free = free
         self.open -= 1
         self.dirty = True
         self.burned += charged
+        return lack
 
     def owe(self, amount: int) -> None:
         """Charge what ran before the account was known."""
@@ -126,6 +140,7 @@ class Purse:
     label: str
     namespace: str
     key: str
+    klass: int = CLASS
     current: Holding | None = None
     upcoming: Holding | None = None
     owed: int = 0
@@ -164,6 +179,13 @@ class _Demand:
     first: int = 0
 
 
+class _Acting(Frozen, frozen=True):
+    """What is in force for an account, and when its window ends."""
+
+    active: tuple[Action, ...]
+    until: int
+
+
 class Claim(Frozen, frozen=True):
     """An amount that one request needs from one purse."""
 
@@ -177,13 +199,26 @@ class Piece(Kept, eq=False):
     purse: Purse
     holding: Holding | None
     amount: int
+    unbacked: int = 0
+    """How much of the charge no lease covered."""
+
+
+class Holder(Protocol):
+    """A request that reserved."""
+
+    def over(self) -> bool:
+        """Whether it ended."""
 
 
 class Reservation(Kept, eq=False):
     """What a request took from all of its budgets; settled exactly once."""
 
     pieces: list[Piece] = []  # noqa: RUF012 - msgspec copies it
+    number: int = 0
+    began: float = 0.0
     settled: bool = False
+    holder: "Holder | None" = None
+    """Whose it is, until it is settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,22 +235,27 @@ class Wallet:
     """Everything that one session holds. One event loop owns it; no step of it waits."""
 
     def __init__(self) -> None:
-        self.purses: dict[tuple[str, str, str], Purse] = {}
+        self.purses: dict[tuple[str, str, str, int], Purse] = {}
         self.holdings: dict[int, Holding] = {}
+        """By key."""
+        self.open: dict[int, Reservation] = {}
+        """What is not settled yet, by number; oldest first."""
+        self._number = 0
+        self._acting: dict[tuple[str, str, str], _Acting] = {}
         self.low = False
         """A reservation left a holding with less than it should have at hand; whoever asks the ledger takes it back."""
-        self.forgot = False
-        """A purse was let go that somebody may have kept; whoever drops what was kept takes it back."""
+        self.changed = False
+        """A purse was let go, or other actions are in force: whoever drops what was prepared takes it back."""
 
-    def purse(self, budget: BudgetConfig, namespace: str, key: str) -> Purse:
-        """The purse of an account; beyond the bound, keys share one."""
+    def purse(self, budget: BudgetConfig, namespace: str, key: str, klass: int = CLASS) -> Purse:
+        """The purse of an account and class; beyond the bound, keys share one."""
         label = f"{budget.namespace}/{budget.name}"
-        name = (label, namespace, key)
+        name = (label, namespace, key, klass)
         found = self.purses.get(name)
         if found is None:
             if len(self.purses) >= MAX_PURSES and key:
-                name = (label, namespace, OTHER)
-            found = self.purses.setdefault(name, Purse(budget, label, namespace, name[2]))
+                name = (label, namespace, OTHER, klass)
+            found = self.purses.setdefault(name, Purse(budget, label, namespace, name[2], klass))
         elif found.budget is not budget:
             if _counts_anew(found.budget, budget):
                 found.current = found.upcoming = None
@@ -237,7 +277,7 @@ class Wallet:
             if short is not None:
                 return short
             # Only an audit budget can lack it here; what it charges must go to a purse that is told of.
-            told = self.purse(purse.budget, purse.namespace, purse.key) if purse.gone else purse
+            told = self.purse(purse.budget, purse.namespace, purse.key, purse.klass) if purse.gone else purse
             pieces.append(Piece(told, holding, 0))
         for piece, claim in zip(pieces, claims, strict=True):
             piece.purse.used_at = now
@@ -251,7 +291,9 @@ class Wallet:
                 holding.mean_bound += _BOUND_WEIGHT * (claim.amount - holding.mean_bound)
                 if holding.free < holding.low:
                     self.low = True
-        return Reservation(pieces)
+        number = self._number = self._number + 1
+        reservation = self.open[number] = Reservation(pieces, number, now)
+        return reservation
 
     def extend(self, reservation: Reservation, claims: Sequence[Claim], ledger_ms: int, now: float) -> Shortage | None:
         """Raise a reservation to larger amounts in the accounts where it was taken, all or none."""
@@ -273,10 +315,11 @@ class Wallet:
         """Charge every budget and release the rest."""
         if reservation.settled:
             return
-        reservation.settled = True
+        reservation.settled, reservation.holder = True, None
+        del self.open[reservation.number]
         for piece, charge in zip(reservation.pieces, charges, strict=True):
             if piece.holding is not None:
-                piece.holding.charge(piece.amount, charge)
+                piece.unbacked = piece.holding.charge(piece.amount, charge)
             else:
                 piece.purse.owed += charge
 
@@ -310,7 +353,7 @@ class Wallet:
             statement = _statement(holding, demand, now)
             if news or holding.returned != returned or statement.want:
                 # To the end of the row: what does not fit this message comes first in the next one.
-                self.holdings[holding.account] = self.holdings.pop(holding.account)
+                self.holdings[holding.key] = self.holdings.pop(holding.key)
                 yield statement
 
     def asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
@@ -329,19 +372,46 @@ class Wallet:
 
     def take(self, answer: AccountAnswer, ledger_ms: int, now: float) -> None:
         """Take the ledger's word on one account; one that counts for no budget any more is let go."""
-        holding = self.holdings.get(answer.account)
+        holding = self.holdings.get(key_of(answer.account, answer.klass))
         if holding is not None and not answer.budget:
             self._let_go(holding)
         key = answer.key if answer.asked_key is None else answer.asked_key
-        purse = self.purses.get((answer.budget, answer.namespace, key))
+        self._act((answer.budget, answer.namespace, key), answer, ledger_ms)
+        purse = self.purses.get((answer.budget, answer.namespace, key, answer.klass))
         if holding is None:
             if purse is None or answer.window.end <= ledger_ms:
                 return
-            holding = Holding(answer.account, answer.window, judged=purse.first)
-            self.holdings[answer.account] = holding
+            holding = Holding(answer.account, answer.window, answer.klass, judged=purse.first)
+            self.holdings[holding.key] = holding
         if purse is not None:
             _attach(purse, holding, ledger_ms)
         _update(holding, answer, now)
+
+    def _act(self, account: tuple[str, str, str], answer: AccountAnswer, ledger_ms: int) -> None:
+        """Keep the actions in force for an account, until its window ends."""
+        if not answer.window.start <= ledger_ms < answer.window.end:
+            return
+        before = self._acting.get(account)
+        if answer.active != (before.active if before is not None else ()):
+            self.changed = True
+        if answer.active:
+            self._acting[account] = _Acting(answer.active, answer.window.end)
+        elif before is not None:
+            del self._acting[account]
+
+    def acting(self, budget: BudgetConfig, namespace: str, key: str) -> tuple[Action, ...]:
+        """The actions in force for an account."""
+        if not self._acting:
+            return ()
+        found = self._acting.get((f"{budget.namespace}/{budget.name}", namespace, key))
+        return found.active if found is not None else ()
+
+    def tick(self, ledger_ms: int) -> None:
+        """Now and then: actions end with their windows."""
+        over = [account for account, acting in self._acting.items() if acting.until <= ledger_ms]
+        for account in over:
+            del self._acting[account]
+        self.changed = self.changed or bool(over)
 
     def _let_go(self, holding: Holding) -> None:
         for purse in self.purses.values():
@@ -350,6 +420,11 @@ class Wallet:
             if purse.upcoming is holding:
                 purse.upcoming = None
 
+    def unknown(self) -> tuple[Unknown, ...]:
+        """The bounds of what is under way, of which nothing can be told any more."""
+        held = (holding for holding in self.holdings.values() if holding.reserved)
+        return tuple(Unknown(account=h.account, klass=h.klass, amount=h.reserved) for h in held)
+
     def forget_idle(self, ledger_ms: int, now: float) -> None:
         """Let go of accounts that nobody used for a while; their holdings are returned whole with the next message."""
         for name, purse in list(self.purses.items()):
@@ -357,11 +432,13 @@ class Wallet:
             held = [h for h in (purse.live(ledger_ms), purse.upcoming) if h is not None]
             if now - purse.used_at > limit and not purse.waiting and not any(h.open for h in held) and not purse.owed:
                 purse.current = purse.upcoming = None
-                purse.gone = self.forgot = True
+                purse.gone = self.changed = True
                 del self.purses[name]
 
     def abandon(self) -> None:
         """A new session begins: what the old one held stays counted by the ledger and is not ours any more."""
+        for holding in self.holdings.values():
+            holding.lost = True
         self.holdings.clear()
         for purse in self.purses.values():
             purse.current = purse.upcoming = None
@@ -374,23 +451,23 @@ class Wallet:
             holding = purse.live(ledger_ms)
             if holding is None:
                 continue
-            demand = demands.setdefault(holding.account, _Demand(purse.budget.window_ms))
+            demand = demands.setdefault(holding.key, _Demand(purse.budget.window_ms))
             if purse.waiting:
                 demand.waiting += purse.waiting
                 demand.first = min(demand.first or purse.first, purse.first)
-        led = [(holding, demands[account]) for account, holding in self.holdings.items() if account in demands]
+        led = [(holding, demands[key]) for key, holding in self.holdings.items() if key in demands]
         yield from sorted(led, key=lambda pair: not pair[1].waiting)
 
     def _over(self, ledger_ms: int) -> list[Holding]:
         """Holdings that no purse leads to any more and that nothing is reserved from."""
-        led = {purse.current.account for purse in self.purses.values() if purse.current is not None}
-        led |= {purse.upcoming.account for purse in self.purses.values() if purse.upcoming is not None}
-        over = (h for h in self.holdings.values() if not h.open and (h.account not in led or h.window.end <= ledger_ms))
+        led = {purse.current.key for purse in self.purses.values() if purse.current is not None}
+        led |= {purse.upcoming.key for purse in self.purses.values() if purse.upcoming is not None}
+        over = (h for h in self.holdings.values() if not h.open and (h.key not in led or h.window.end <= ledger_ms))
         return list(islice(over, MAX_STATEMENTS))
 
     def _last_statement(self, holding: Holding) -> contract.Holding:
         holding.give_back(holding.free)
-        del self.holdings[holding.account]
+        del self.holdings[holding.key]
         return _stated(holding, final=True)
 
 
@@ -422,7 +499,14 @@ def _statement(holding: Holding, demand: _Demand, now: float) -> contract.Holdin
 
 def _ask(purse: Purse, at: Literal["Now", "Next"], need: int) -> Ask:
     return Ask(
-        budget=purse.label, namespace=purse.namespace, key=purse.key, at=at, want=need, need=need, first=purse.first
+        budget=purse.label,
+        namespace=purse.namespace,
+        key=purse.key,
+        at=at,
+        klass=purse.klass,
+        want=need,
+        need=need,
+        first=purse.first,
     )
 
 
@@ -451,7 +535,7 @@ def _update(holding: Holding, answer: AccountAnswer, now: float) -> None:
     holding.limit, holding.used = answer.limit, answer.used
     holding.available, holding.holders = answer.available, answer.holders
     holding.charged_at_answer = holding.charged
-    holding.retry_after_ms = answer.retry_after_ms
+    holding.retry_after_ms, holding.pace_per_hour = answer.retry_after_ms, answer.pace_per_hour
     holding.verdict, holding.verdict_at = answer.verdict, now
 
 
@@ -460,7 +544,7 @@ def _stated(holding: Holding, *, want: int = 0, need: int = 0, first: int = 0, f
     holding.judged = first or holding.judged
     return contract.Holding(
         account=holding.account,
-        klass=CLASS,
+        klass=holding.klass,
         granted=holding.granted,
         returned=holding.returned,
         charged=holding.charged,

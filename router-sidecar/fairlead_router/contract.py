@@ -469,6 +469,8 @@ class CostRow(Wire, frozen=True, kw_only=True):
     bucket: int
     replica_ms: int
     nano_usd: int
+    charged: int = 0
+    """Only in answers about usage: what everybody's requests were charged in it; idle = nano_usd - charged."""
 
 
 class PutCosts(Wire, frozen=True, kw_only=True):
@@ -568,7 +570,7 @@ class UsageRow(Wire, frozen=True, kw_only=True):
 class UsageAnswer(Wire, frozen=True, kw_only=True):
     """Answer of ``GET /v1/usage?by=namespace,pool&since=&until=``; ``costs`` are the pools' bills of the same time.
 
-    bill = Σ costs; charged = Σ rows' nano_usd; idle = bill - charged.
+    bill = Σ costs' nano_usd; idle = bill - Σ costs' charged. If everybody was asked for, Σ rows' nano_usd is charged.
     """
 
     since: int
@@ -576,6 +578,10 @@ class UsageAnswer(Wire, frozen=True, kw_only=True):
     by: tuple[str, ...]
     rows: tuple[UsageRow, ...] = ()
     costs: tuple[CostRow, ...] = ()
+    settled: int = 0
+    """Every router that is heard has told its charges, and the operator the bills, up to here (ms)."""
+    days_until: int = 0
+    """Before this instant sums exist by day (UTC) only; ``since`` and ``until`` were widened to days there."""
 
 
 def is_label(text: str) -> bool:

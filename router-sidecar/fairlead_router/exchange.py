@@ -246,6 +246,7 @@ class Exchange:
         self._stage = Stage.RESERVING
         outcome = self._router.session.reserve(self._claims, self._router.now())
         if type(outcome) is Reservation:
+            outcome.holder = self
             self._reservation = outcome
             self._find_replica()
         else:
@@ -271,6 +272,7 @@ class Exchange:
         self._waiter = None
         self._waited += self._router.now() - self._waiting_since
         if isinstance(outcome, Reservation):
+            outcome.holder = self
             self._reservation = outcome
             self._find_replica()
         else:
@@ -683,12 +685,13 @@ class Exchange:
         cost = 0
         if card is not None:
             cost = self._cost = charge_nano(card, prompt, cached, output)
-        if self._reservation is not None:
-            charged = (cost, prompt + output, 1)
-            router.session.settle(self._reservation, [charged[unit] for _, unit in lane.purses])
         spent = self._spent = Spent(prompt, cached, output, cost)
         variant = self._replica.variant if self._replica is not None else ""
-        router.book.add(self._owner.row(lane, variant, basis), router.book_ms, spent)
+        row = self._owner.row(lane, variant, basis)
+        router.book.add(row, router.book_ms, spent)
+        charged = (cost, prompt + output, 1)
+        charges = [charged[unit] for _, unit in lane.purses] if self._reservation is not None else ()
+        router.session.settle(self._reservation, charges, row, router.book_ms, spent)
         lane.series.settled(prompt - cached, cached, output, card, cost)
         if basis == "Usage":
             lane.calibration.observe(body.size + body.extra_bytes, body.kind, prompt)
@@ -777,6 +780,10 @@ class Exchange:
         self._over(refusal.code)
         self._client.refuse(refusal)
 
+    def over(self) -> bool:
+        """Whether the request ended."""
+        return self._stage is Stage.OVER
+
     def _over(self, outcome: str) -> None:
         """The request ended: free what it holds, charge nothing that was not charged yet, count it."""
         if self._stage is Stage.OVER:
@@ -840,6 +847,7 @@ class Exchange:
             replica=replica.pod if replica is not None else "",
             route=lane.route.name if lane is not None else "",
             priority=plan.priority if plan is not None else "",
+            actions=plan.actions if plan is not None else (),
             outcome=outcome,
             path=self._path.path.decode(),
             stream=body is not None and body.stream,

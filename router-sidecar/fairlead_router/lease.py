@@ -16,6 +16,9 @@ import msgspec
 
 from fairlead_router.budget import Claim, Reservation, Shortage, Wallet
 from fairlead_router.contract import Close, SyncAnswer, SyncRefusal, SyncRequest, UsageLine
+from fairlead_router.journal import Journal
+from fairlead_router.metering import Row, Spent
+from fairlead_router.records import Snapshot, key_of
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ _BACKOFF_S: Final[tuple[float, ...]] = (0.1, 2.0)
 _AWAY_AFTER: Final = 3
 _KEEP_MESSAGES: Final = 1_000
 _KEEP_BYTES: Final = 4 * 1024 * 1024
+_FLUSH_S: Final = 1.0
+_TAKEN: Final = "Taken"
 
 OK, CONFLICT = 200, 409
 NEVER_TAKEN: Final = frozenset({403, 410, 413, 422})
@@ -59,6 +64,8 @@ class Waiter:
 
     claims: Sequence[Claim]
     tell: Callable[[Outcome], None]
+    after: int = 0
+    """The message that was sealed last when the wait began."""
     timer: asyncio.TimerHandle | None = None
     over: bool = False
 
@@ -71,10 +78,16 @@ class Sealed:
     body: bytes
 
 
+Opener = Callable[[str, Callable[[], Snapshot]], Journal]
+"""Begins the journal of a session, of which the snapshot tells everything."""
+
+
 class Session:
     """The router's side of the budget protocol.
 
-    ``usage`` hands out the usage lines since the last message; ``report`` is told how each exchange went.
+    ``usage`` hands out the usage lines since the last message, ``lines`` shows them; ``report`` is told how each
+    exchange went, ``restored`` that the ledger's database is another one than before. Without ``journal`` nothing is
+    left to a later process.
     """
 
     def __init__(
@@ -86,8 +99,13 @@ class Session:
         new_id: Callable[[], str],
         usage: Callable[[], tuple[UsageLine, ...]],
         report: Callable[[str], None],
+        lines: Callable[[], tuple[UsageLine, ...]] = tuple,
+        restored: Callable[[], None] | None = None,
+        journal: Opener | None = None,
+        boot_id: str = "",
     ) -> None:
         self.wallet = wallet
+        self.journal: Journal | None = None
         self.budgets_version: tuple[int, int] = (0, 0)
         self._transport = transport
         self._clocks = clocks
@@ -99,6 +117,7 @@ class Session:
         self._waiters: deque[Waiter] = deque()
         self._id = new_id()
         self._seq = 0
+        self._answered = 0
         self._epoch = ""
         self._kept: deque[Sealed] = deque()
         self._kept_bytes = 0
@@ -111,7 +130,16 @@ class Session:
         self._failures = 0
         self._told_at = float("-inf")
         self._drift = 0.0
+        self._lines = lines
+        self._restored = restored
+        self._opener = journal
+        self._boot_id = boot_id
+        self._carried: tuple[UsageLine, ...] = ()
+        """Usage in messages of an earlier session that the ledger never took."""
+        self._doubtful = False
+        """The outstanding message may have arrived although nobody answered it."""
         self.tick()
+        self._open_journal()
 
     def tick(self) -> None:
         """Now and then: how far the clock that goes on while the machine sleeps is ahead of the cheap one."""
@@ -139,17 +167,24 @@ class Session:
         if boot >= self._fence_boot and any(claim.purse.enforced and claim.amount for claim in claims):
             return None if not self.reachable() else Shortage(claims[0].purse, claims[0].amount, "Unknown")
         ledger_ms = self._ledger_ms + int((boot - self._answered_boot) * 1000) if self._ledger_ms else 0
-        outcome = self.wallet.reserve(claims, ledger_ms, now)
+        outcome: Outcome = self.wallet.reserve(claims, ledger_ms, now)
         if self.wallet.low:
             self.wallet.low = False
             self._wake.set()
+        journal = self.journal
+        if journal is not None and type(outcome) is Reservation:
+            if not journal.full:
+                journal.opened(outcome)
+            if journal.full and any(claim.purse.enforced and claim.amount for claim in claims):
+                self.wallet.settle(outcome, [0] * len(claims))
+                return None
         return outcome
 
     def wait(self, claims: Sequence[Claim], tell: Callable[[Outcome], None]) -> Waiter | None:
         """Wait for money; ``tell`` is called once, later. ``None``: too many wait already."""
         if len(self._waiters) >= MAX_WAITERS:
             return None
-        waiter = Waiter(claims, tell)
+        waiter = Waiter(claims, tell, self._seq)
         waiter.timer = asyncio.get_running_loop().call_later(BUDGET_WAIT_S, self._time_is_up, waiter)
         self._waiters.append(waiter)
         self._wake.set()
@@ -164,14 +199,45 @@ class Session:
             self._waiters.remove(waiter)
 
     def extend(self, reservation: Reservation, claims: Sequence[Claim]) -> Shortage | None:
-        """Raise a reservation in place, or say what lacks."""
-        return self.wallet.extend(reservation, claims, self.ledger_ms(), self._clocks.now())
+        """Raise a reservation in place, or say what lacks: nothing is raised by a lease that has run out."""
+        now, journal = self._clocks.now(), self.journal
+        enforced = next((claim for claim in claims if claim.purse.enforced and claim.amount), None)
+        if enforced is not None and (not self.fresh() or (journal is not None and journal.full)):
+            return Shortage(enforced.purse, enforced.amount, "Unknown")
+        lack = self.wallet.extend(reservation, claims, self.ledger_ms(), now)
+        if lack is None and journal is not None:
+            journal.opened(reservation)
+        return lack
 
-    def settle(self, reservation: Reservation, charges: Sequence[int]) -> None:
-        """Charge a request and release what it did not use."""
-        self.wallet.settle(reservation, charges)
+    def settle(
+        self,
+        reservation: Reservation | None,
+        charges: Sequence[int],
+        row: Row | None = None,
+        at_ms: int = 0,
+        spent: Spent | None = None,
+    ) -> None:
+        """Charge a request and release what it did not use. ``row`` and ``spent`` say what the book was told of it."""
+        if reservation is not None:
+            if reservation.settled:
+                return
+            self.wallet.settle(reservation, charges)
+        if self.journal is not None:
+            self.journal.settled(reservation, charges, row, at_ms, spent)
         if self._waiters:
             self._serve()
+
+    def sweep(self, older_than_s: float) -> int:
+        """Settle at their bounds old reservations whose requests ended without doing so; how many."""
+        oldest, left = self._clocks.now() - older_than_s, []
+        for reservation in self.wallet.open.values():
+            if reservation.began > oldest:
+                break
+            if reservation.holder is None or reservation.holder.over():
+                left.append(reservation)
+        for reservation in left:
+            self.settle(reservation, [piece.amount for piece in reservation.pieces])
+        return len(left)
 
     def kick(self) -> None:
         """Talk to the ledger soon: the configuration changed."""
@@ -188,22 +254,39 @@ class Session:
             await self._send_all()
 
     async def close(self, timeout_s: float) -> bool:
-        """Say goodbye: everything is settled and given back. Whether the ledger heard it."""
+        """Say goodbye: what is not under way is given back. Whether the ledger heard it within this time."""
         try:
             async with asyncio.timeout(timeout_s):
-                if not await self._send_all():
-                    return False
-                self._seal(Close(complete=True))
-                return await self._send_all()
+                await self._until_sent()
+                self._seal(Close(complete=True, unknown=self.wallet.unknown()))
+                session = self._id
+                await self._until_sent()
+                return session == self._id
         except TimeoutError:
             return False
+
+    async def _until_sent(self) -> None:
+        while not await self._send_all():  # noqa: ASYNC110 - it is tried again, nobody tells when
+            await asyncio.sleep(self._backoff_s())
+
+    async def keep_journal(self) -> None:
+        """Write the journal to the disk each second, until cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            journal = self.journal
+            if journal is None:
+                continue
+            try:
+                await asyncio.to_thread(journal.flush)
+            except OSError as error:
+                log.warning("the journal could not be written to the disk: %s", error)
+            if journal.full and journal is self.journal:
+                journal.renew()
 
     async def _pause(self) -> None:
         """Until somebody needs an answer, the heartbeat is due, or a waiter wants to ask again."""
         if self._failures:
-            least, most = _BACKOFF_S
-            pause = min(most, least * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spread
-            await asyncio.sleep(pause)
+            await asyncio.sleep(self._backoff_s())
             return
         pause = self._heartbeat_s
         if self._waiters:
@@ -214,6 +297,10 @@ class Session:
                 await asyncio.sleep(max(0.0, self._told_at + _SPACING_S - self._clocks.now()))
         except TimeoutError:
             return
+
+    def _backoff_s(self) -> float:
+        least, most = _BACKOFF_S
+        return min(most, least * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - spread
 
     def _seal(self, close: Close | None = None) -> None:
         self._wake.clear()
@@ -230,9 +317,10 @@ class Session:
             sent_at=int(self._clocks.wall() * 1000),
             holdings=statements,
             asks=() if close else tuple(self.wallet.asks(ledger_ms, now)),
-            usage=self._usage(),
+            usage=(*self._carried, *self._usage()),
             close=close,
         )
+        self._carried = ()
         self._keep(Sealed(self._seq, msgspec.json.encode(message)))
 
     def _keep(self, sealed: Sealed) -> None:
@@ -241,6 +329,25 @@ class Session:
         self._kept_bytes += len(sealed.body)
         while len(self._kept) > _KEEP_MESSAGES or (self._kept_bytes > _KEEP_BYTES and len(self._kept) > 1):
             self._kept_bytes -= len(self._kept.popleft().body)
+        if self.journal is not None:
+            self.journal.sealed(sealed.seq, sealed.body)
+
+    def _open_journal(self) -> None:
+        if self._opener is not None:
+            self.journal = self._opener(self._id, self._snapshot)
+
+    def _snapshot(self) -> Snapshot:
+        wallet = self.wallet
+        return Snapshot(
+            session=self._id,
+            boot=self._boot_id,
+            seq=self._seq,
+            acked=self._seq - len(self._outstanding),
+            holdings=tuple([(h.key, h.granted, h.returned, h.charged, h.unbacked) for h in wallet.holdings.values()]),
+            open=tuple([(number, _amounts(reservation)) for number, reservation in wallet.open.items()]),
+            usage=(*self._carried, *self._lines()),
+            outstanding=tuple([(sealed.seq, sealed.body) for sealed in self._outstanding]),
+        )
 
     async def _send_all(self) -> bool:
         """Send what is outstanding, in order, until all is answered or the ledger does not answer."""
@@ -253,6 +360,7 @@ class Session:
             except (OSError, TimeoutError, msgspec.DecodeError) as error:
                 log.debug("the ledger did not answer message %d: %s", sealed.seq, error)
                 heard = False
+                self._doubtful = True
                 self._report("unreachable")
             if not heard:
                 self._failures += 1
@@ -262,13 +370,13 @@ class Session:
     def _take(self, sealed: Sealed, status: int, body: bytes) -> bool:
         if status == OK:
             return self._accept(msgspec.json.decode(body, type=SyncAnswer))
-        refusal = _refusal(body)
+        refusal = refusal_of(body)
         self._report(f"status_{status}")
         if status == CONFLICT:
             self._rewind(refusal.expected)
         elif status in NEVER_TAKEN:
             log.warning("the ledger refused session %s (%d %s); a new one begins", self._id, status, refusal.reason)
-            self._begin_anew()
+            self._begin_anew(carry=not self._doubtful and refusal.reason != _TAKEN)
         else:
             log.warning("the ledger answered %d to message %d", status, sealed.seq)
         return False
@@ -277,9 +385,10 @@ class Session:
         if answer.seq < self._outstanding[0].seq:
             return False
         self._outstanding.popleft()
-        self._failures = 0
+        self._failures, self._doubtful = 0, False
+        self._answered = max(self._answered, answer.seq)
         self._report("ok")
-        self._epoch = answer.epoch
+        before, self._epoch = self._epoch, answer.epoch
         self._ledger_ms, self._answered_boot = answer.now, self._clocks.boot()
         self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
         self.tick()
@@ -288,6 +397,11 @@ class Session:
         now = self._clocks.now()
         for account in answer.accounts:
             self.wallet.take(account, answer.now, now)
+        if self.journal is not None:
+            grants = [(key_of(account.account, account.klass), account.granted) for account in answer.accounts]
+            self.journal.acked(answer.seq, grants)
+        if before not in {"", answer.epoch} and self._restored is not None:
+            self._restored()
         if any(account.recall for account in answer.accounts):
             self._wake.set()
         self._serve()
@@ -296,19 +410,32 @@ class Session:
     def _rewind(self, expected: int) -> None:
         """The ledger lost what came after ``expected``: tell it again if we still have it, else begin a new session."""
         again = [sealed for sealed in self._kept if sealed.seq >= expected]
+        if self.journal is not None and (not again or again[0].seq != expected):
+            again = [Sealed(seq, body) for seq, body in self.journal.archive.since(expected)]
         if not again or again[0].seq != expected:
             log.warning("the ledger expects message %d, which is not kept; a new session begins", expected)
-            self._begin_anew()
+            self._begin_anew(carry=True)
             return
         self._outstanding = deque(Sealed(sealed.seq, _rewound(sealed.body)) for sealed in again)
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, *, carry: bool) -> None:
+        """Begin another session. ``carry``: the ledger never took what is outstanding, so it is told again."""
+        if carry:
+            messages = [msgspec.json.decode(sealed.body, type=SyncRequest) for sealed in self._outstanding]
+            self._carried = tuple([line for message in messages if not message.rewind for line in message.usage])
+        self._doubtful = False
         self.wallet.abandon()
-        self._id, self._seq = self._new_id(), 0
+        self._id, self._seq, self._answered = self._new_id(), 0, 0
+        for waiter in self._waiters:
+            waiter.after = 0
         self._outstanding.clear()
         self._kept.clear()
         self._kept_bytes = 0
         self._fence_boot = float("-inf")
+        old = self.journal
+        self._open_journal()
+        if old is not None:
+            old.discard()
         self._wake.set()
 
     # --- waiters ---
@@ -338,14 +465,23 @@ class Session:
 
     def _time_is_up(self, waiter: Waiter) -> None:
         self.cancel(waiter)
-        waiter.tell(self.reserve(waiter.claims, self._clocks.now()))
+        outcome = self.reserve(waiter.claims, self._clocks.now())
+        if isinstance(outcome, Shortage) and self._answered <= waiter.after:
+            outcome = None  # the ledger may have the money: it answered nothing that told it of this wait
+        waiter.tell(outcome)
+
+
+def _amounts(reservation: Reservation) -> tuple[tuple[int, int], ...]:
+    pieces = [piece for piece in reservation.pieces if piece.holding is not None and not piece.holding.lost]
+    return tuple([(piece.holding.key, piece.amount) for piece in pieces if piece.holding is not None])
 
 
 def _final(outcome: Outcome) -> bool:
     return isinstance(outcome, Shortage) and outcome.lack in {"Exhausted", "Paced", "TooLarge"}
 
 
-def _refusal(body: bytes) -> SyncRefusal:
+def refusal_of(body: bytes) -> SyncRefusal:
+    """What the ledger says with another status than 200."""
     try:
         return msgspec.json.decode(body, type=SyncRefusal)
     except msgspec.DecodeError:

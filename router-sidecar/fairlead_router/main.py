@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
+from fairlead_router import exchange
 from fairlead_router.access_log import AccessLog
 from fairlead_router.admin import Admin, engine_alive
 from fairlead_router.app import Place, Router, Times
@@ -29,11 +30,14 @@ from fairlead_router.config import WAIT_S, Configuration, Store, read_files
 from fairlead_router.control import POLL_SLACK_S, LedgerPeer, NoLedger, Peer, Token
 from fairlead_router.drain import Drain
 from fairlead_router.identity import Verifier
+from fairlead_router.journal import LEFT, OPEN_ENTRIES, STATE, SWEPT, Journal
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.policy import ConfigError
 from fairlead_router.server import Application, Clients, Limits, listener
 from fairlead_router.settings import SettingError, Settings, from_process
+from fairlead_router.structs import is_compiled
+from fairlead_router.successor import Successor
 from fairlead_router.telemetry import (
     ACCESS_LOG_DROPPED,
     BODIES_BYTES,
@@ -49,6 +53,7 @@ from fairlead_router.upstream import Patience, Reply, Upstreams, fetch, request_
 
 log = logging.getLogger(__name__)
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _TICK_S: Final = 0.5
 _CLOSE_S: Final = 5.0
 _CONTEXT_POLL_S: Final = 5.0
@@ -74,6 +79,7 @@ class Parts:
     hop_token: Token
     operator: Peer | None
     store: Store | None
+    successor: Successor | None
 
 
 class JsonLines(logging.Formatter):
@@ -106,13 +112,20 @@ def build(settings: Settings) -> Parts:
         telemetry=telemetry,
         id_base=id_base,
     )
+    ledger, boot_id = transport(settings, now), read_boot_id(_BOOT_ID)
+    root = settings.state / "journal" if settings.state is not None else None
+    successor = Successor(root, ledger, boot_id, time.time) if root is not None else None
     session = Session(
-        transport=transport(settings, now),
+        transport=ledger,
         wallet=router.wallet,
         clocks=Clocks(now, lambda: time.clock_gettime(time.CLOCK_BOOTTIME), time.time),
         new_id=lambda: uuid.uuid4().hex,
         usage=router.book.take,
         report=lambda result: telemetry.renewals.add((result,)),
+        lines=router.book.lines,
+        restored=successor.restored if successor is not None else None,
+        journal=(lambda name, snapshot: Journal(root, name, snapshot)) if root is not None else None,
+        boot_id=boot_id,
     )
     router.session = session
 
@@ -131,6 +144,7 @@ def build(settings: Settings) -> Parts:
     if settings.otlp_endpoint:
         router.tracing = open_tracing(settings.otlp_endpoint, settings.trace_share, place.pod)
     _add_gauges(telemetry, router, configuration)
+    _add_journal_gauges(telemetry, router, successor)
     operator = Peer(settings.operator, Token(settings.tokens / "control", now), now) if settings.operator else None
     return Parts(
         settings=settings,
@@ -143,7 +157,16 @@ def build(settings: Settings) -> Parts:
         hop_token=Token(settings.tokens / "router", now),
         operator=operator,
         store=Store(settings.state) if settings.state is not None else None,
+        successor=successor,
     )
+
+
+def read_boot_id(path: Path) -> str:
+    """What tells one boot of the machine from another; empty, which equals no other boot's, where there is none."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def transport(settings: Settings, now: Callable[[], float]) -> Transport:
@@ -162,6 +185,18 @@ def _add_gauges(telemetry: Telemetry, router: Router, configuration: Configurati
     telemetry.read(CONFIG_AGE, lambda: [((), configuration.age_s())])
     telemetry.read(CONFIG_INFO, lambda: [((configuration.version, configuration.endpoints_version), 1.0)])
     telemetry.read(ACCESS_LOG_DROPPED, lambda: [((), float(router.access.dropped if router.access is not None else 0))])
+
+
+def _add_journal_gauges(telemetry: Telemetry, router: Router, successor: Successor | None) -> None:
+    def state() -> list[tuple[tuple[str, ...], float]]:
+        journal = router.session.journal
+        now = "off" if journal is None else "full" if journal.full else "on"
+        return [((name,), float(name == now)) for name in ("on", "off", "full")]
+
+    telemetry.read(STATE, state)
+    telemetry.read(OPEN_ENTRIES, lambda: [((), float(len(router.wallet.open)))])
+    telemetry.read(LEFT, lambda: [((), float(successor.unfinished() if successor is not None else 0))])
+    telemetry.read(SWEPT, lambda: [((), float(router.swept))])
 
 
 def _add_client_gauges(parts: Parts, clients: Clients) -> None:
@@ -193,7 +228,8 @@ async def serve(settings: Settings) -> None:
     admin = await _listen(parts.admin, admins, settings.listen, settings.admin_port)
     drain = await _listen_for_drain(parts)
     _freeze()
-    log.info("listening", extra={"event": "Listening", "port": settings.port, "pool": settings.pool})
+    facts = {"port": settings.port, "pool": settings.pool, "compiled": is_compiled(exchange)}
+    log.info("listening", extra={"event": "Listening", **facts})
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(work) for work in _background(parts, (clients, admins))]
         if tls is not None:
@@ -205,6 +241,8 @@ async def serve(settings: Settings) -> None:
         for task in running:
             task.cancel()
     told = await parts.session.close(_CLOSE_S)
+    if parts.session.journal is not None:
+        parts.session.journal.close()
     log.info("stopped", extra={"event": "Stopped", "ledger_told": told, "cut": clients.busy()})
     admin.close()
     if drain is not None:
@@ -305,6 +343,10 @@ def _background(parts: Parts, clients: tuple[Clients, ...]) -> list[Any]:
             return await operator.call("GET", path, b"", WAIT_S + POLL_SLACK_S)
 
         work.append(parts.configuration.follow(poll, parts.store))
+    if parts.successor is not None:
+        work += [parts.successor.run(), parts.session.keep_journal()]
+    else:
+        log.warning("FAIRLEAD_STATE_DIR is not set: there is no journal, and what a killed router held stays counted")
     if parts.settings.engine:
         work += [_learn_context(parts.router), parts.router.engine_load.follow(parts.router.engine_pool)]
     return work

@@ -47,7 +47,7 @@ class StreamMeter:
         if self._rest:
             return False
         for sign in self._signs:
-            if sign in frames:
+            if frames.find(sign) >= 0:  # "in" first tries whether it is a number, which costs an exception
                 return False
         self.events += frames.count(_END)
         return True
@@ -143,11 +143,13 @@ class Spent(Frozen, frozen=True):
 class Row:
     """What was used of one dimension since the last message to the ledger. Whoever settles often keeps its row."""
 
-    __slots__ = ("bins", "bucket", "cached", "dimension", "nano_usd", "output", "prompt", "requests")
+    __slots__ = ("bins", "bucket", "cached", "dimension", "mark", "nano_usd", "output", "prompt", "requests")
 
     def __init__(self, dimension: Dimension) -> None:
         self.dimension = dimension
         self.bucket = 0
+        self.mark = 0
+        """The journal's number for the dimension."""
         self.clear()
 
     def clear(self) -> None:
@@ -155,11 +157,11 @@ class Row:
         self.requests = self.prompt = self.cached = self.output = self.nano_usd = 0
         self.bins: dict[int, int] = {}
 
-    def line(self) -> UsageLine:
-        """The row as it is told to the ledger."""
+    def identity(self) -> UsageLine:
+        """A line that names the dimension and counts nothing."""
         dimension = self.dimension
         return UsageLine(
-            bucket=self.bucket,
+            bucket=0,
             namespace=dimension.namespace,
             caller=dimension.caller,
             feature=dimension.feature,
@@ -170,6 +172,13 @@ class Row:
             attempt=dimension.attempt,
             basis=dimension.basis,
             card=dimension.card,
+        )
+
+    def line(self) -> UsageLine:
+        """The row as it is told to the ledger."""
+        return msgspec.structs.replace(
+            self.identity(),
+            bucket=self.bucket,
             requests=self.requests,
             prompt=self.prompt,
             cached=self.cached,
@@ -212,6 +221,10 @@ class UsageBook:
             self._rows.append(row)
         row.bucket = bucket
         return row
+
+    def lines(self) -> tuple[UsageLine, ...]:
+        """What the next ``take`` gives, as far as there is something now."""
+        return (*self._lines, *(row.line() for row in self._rows))
 
     def take(self) -> tuple[UsageLine, ...]:
         """The lines since the last call."""

@@ -13,8 +13,8 @@ LARGEST: Final = 64 * 1024
 FEW: Final = 2
 """Writes in a turn that are not worth putting off."""
 _CALM_TURNS: Final = 4
-_AT_ONCE: Final = 64
-"""Writes that leave at once after some calm turns."""
+_AT_ONCE: Final = 256
+"""Writes that leave at once after some calm turns: so many that trying anew stays out of the 99th percentile."""
 
 
 class Outbox:

@@ -3,8 +3,8 @@
 An ``Owner`` is a caller with what it says of its requests; its ``Plan`` for a model holds a ``Lane`` for each pool that
 may serve it: the pool's line and card, the purses of the budgets that must admit, the counters, and the bytes that do
 not change. Owners of one namespace whose budgets' accounts are the same share their plans; what is counted by caller is
-the owner's own. All of it is dropped when the configuration changes; a request under way keeps the lane that it began
-with, and so its rate card.
+the owner's own. All of it is dropped when the configuration or an action of a budget changes; a request under way keeps
+the lane that it began with, and so its rate card.
 
 An owner refers to its plans and a plan to its lanes, never the other way round: the collector of cycles runs so seldom
 that what it alone could free would stay.
@@ -16,8 +16,18 @@ from weakref import WeakValueDictionary
 
 from fairlead_router import refusals
 from fairlead_router.answers import Refusal, remaining_text
-from fairlead_router.budget import Holding, Purse, Wallet
-from fairlead_router.contract import NANO_PER_USD, Attempt, Basis, PolicyConfig, PoolConfig, Priority, RouteConfig
+from fairlead_router.budget import BATCH_CLASS, CLASS, Holding, Purse, Wallet
+from fairlead_router.contract import (
+    NANO_PER_USD,
+    Action,
+    Attempt,
+    Basis,
+    BudgetConfig,
+    PolicyConfig,
+    PoolConfig,
+    Priority,
+    RouteConfig,
+)
 from fairlead_router.metering import Dimension, Row
 from fairlead_router.policy import BudgetMatch, Caller, Labels
 from fairlead_router.queueing import Line
@@ -131,7 +141,10 @@ class Lane:
         self.retries = parts.retries(pool)
         self.series: Series = parts.telemetry.series(plan.namespace, pool, self.route.name, plan.priority)
         self.tally: PoolTally = parts.telemetry.pool(pool)
-        purses = [parts.wallet.purse(match.budget, match.namespace, match.key) for match in plan.matches]
+        purses = [
+            parts.wallet.purse(match.budget, match.namespace, match.key, class_of(match.budget, plan.priority))
+            for match in plan.matches
+        ]
         self.purses = tuple((purse, UNIT_AT[purse.budget.unit]) for purse in purses)
         """The budgets' accounts, and where their units are in ``sizing.amounts_of``."""
         self.shown = tuple(Shown(purse) for purse in purses if purse.budget.namespace == plan.namespace)
@@ -173,8 +186,8 @@ class Plan:
     """How requests for a model are served, of a namespace's owners to whom the same applies."""
 
     __slots__ = (
-        "__weakref__", "_lanes", "_parts", "calibration", "lanes", "matches", "model", "namespace", "policy",
-        "priority",
+        "__weakref__", "_lanes", "_parts", "actions", "calibration", "downgraded", "lanes", "matches", "model",
+        "namespace", "policy", "priority",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - made in one place, below
@@ -185,6 +198,7 @@ class Plan:
         policy: PolicyConfig,
         priority: Priority,
         matches: tuple[BudgetMatch, ...],
+        actions: tuple[Action, ...],
     ) -> None:
         self.namespace = namespace
         self.model = model
@@ -192,6 +206,9 @@ class Plan:
         self.priority: Priority = priority
         self.matches = matches
         """The budgets that must admit the requests."""
+        self.actions = actions
+        """What the budgets do about these requests; ``priority`` has it already."""
+        self.downgraded = "Downgrade" in actions
         self.calibration = parts.calibration(policy.routes[0].pools[0].pool)
         """That of the smallest route decides about the route."""
         self.lanes: list[Lane | None] = [None] * len(policy.routes)
@@ -204,7 +221,7 @@ class Plan:
         found = self._lanes.get((index, pool))
         if found is None:
             found = self._lanes[index, pool] = Lane(self._parts, self, index, pool, attempt)
-            if len(found.route.pools) == 1 and attempt == "Primary":
+            if len(found.route.pools) == 1 and attempt == "Primary" and not self.downgraded:
                 self.lanes[index] = found
         return found
 
@@ -224,21 +241,36 @@ class Plans:
 
         ``policy`` and ``matches`` are what the configuration says of them; it is the same until ``forget``.
         """
-        namespace, priority = owner.caller.namespace, lowered(policy.priority, owner.labels.priority)
+        namespace, actions = owner.caller.namespace, acting(self._parts.wallet, matches)
+        priority = lowered(policy.priority, "Batch" if "Deprioritize" in actions else owner.labels.priority)
         accounts = [(match.budget.namespace, match.budget.name, match.key) for match in matches]
-        key = (namespace, model, priority, *accounts)
+        key = (namespace, model, priority, actions, *accounts)
         plan = self._kept.get(key)
         if plan is None:
-            plan = self._kept[key] = Plan(self._parts, namespace, model, policy, priority, matches)
+            plan = self._kept[key] = Plan(self._parts, namespace, model, policy, priority, matches, actions)
         owner.keep(plan)
         return plan
 
     def forget(self) -> None:
-        """The configuration changed, or accounts were let go: plans are made anew from now on."""
+        """The configuration or an action changed, or accounts were let go: plans are made anew from now on."""
         self._kept.clear()
 
 
+ACTED_ON: Final[tuple[Action, ...]] = ("Deprioritize", "Downgrade")
+"""Pacing is the ledger's verdict; headroom for others is a class."""
 _RANK: Final[dict[Priority, int]] = {"Interactive": 0, "Standard": 1, "Batch": 2}
+
+
+def class_of(budget: BudgetConfig, priority: Priority) -> int:
+    """In which class of a budget requests lease: Batch apart from the others only where headroom is kept for them."""
+    return BATCH_CLASS if budget.batch_apart and priority == "Batch" else CLASS
+
+
+def acting(wallet: Wallet, matches: tuple[BudgetMatch, ...]) -> tuple[Action, ...]:
+    """What the budgets that may refuse do about requests now, in a fixed order: those that a router acts on."""
+    enforced = [match for match in matches if match.budget.enforcement == "Enforce"]
+    found = {action for match in enforced for action in wallet.acting(match.budget, match.namespace, match.key)}
+    return tuple([action for action in ACTED_ON if action in found])
 
 
 def lowered(highest: Priority, asked: Priority | None) -> Priority:

@@ -131,10 +131,15 @@ def usable_models(index: Index, namespace: str) -> list[tuple[str, str]]:
     return found
 
 
-def matching_budgets(index: Index, caller: Caller, labels: Labels) -> tuple[BudgetMatch, ...]:
-    """Every budget that covers the request, with the account of each. All of them must admit it."""
+def matching_budgets(index: Index, caller: Caller, labels: Labels, model: str) -> tuple[BudgetMatch, ...]:
+    """Every budget that covers the request, with the account of each. All of them must admit it.
+
+    ``model`` is the name that the client sends, whatever serves it.
+    """
     found = []
     for budget in index.budgets.get(caller.namespace, ()):
+        if budget.models and model not in budget.models:
+            continue
         key = _account_key(budget, caller, labels)
         if key is not None:
             namespace = "" if budget.per == "Total" else caller.namespace

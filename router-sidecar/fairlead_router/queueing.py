@@ -64,10 +64,11 @@ class Place:
 
 
 class Line:
-    """One pool: its replicas, and who waits for them. ``now`` is the event loop's clock."""
+    """One pool: its replicas, and at most ``most`` requests that wait for them. ``now`` is the event loop's clock."""
 
-    def __init__(self, config: PoolConfig, now: Callable[[], float]) -> None:
+    def __init__(self, config: PoolConfig, now: Callable[[], float], most: int = MAX_LENGTH) -> None:
         self.config = config
+        self.most = most
         self.held = Peaks()
         """Requests that wait or are parked."""
         self._now = now
@@ -188,7 +189,7 @@ class Line:
 
     def _join(self, queue: "FairQueue[Place]", place: Place) -> bool:
         shed: Place | None = None
-        if len(self._waiting) + len(self._parked) >= MAX_LENGTH:
+        if len(self._waiting) + len(self._parked) >= self.most:
             shed = queue.yields_to(place)
             if shed is None:
                 return False

@@ -157,14 +157,19 @@ def _period_words(holding: Holding) -> str:
 
 
 def _paced(shortage: Shortage, holding: Holding, caller: Caller) -> Refusal:
+    unit = shortage.purse.budget.unit
     retry_ms = max(1, shortage.retry_after_ms)
     retry = -(-retry_ms // 1000)
-    share = f"at {100 * holding.used // max(1, holding.limit)}% and is " if _own(shortage, caller) else ""
+    share = pace = ""
+    if _own(shortage, caller):
+        share = f"at {100 * holding.used // max(1, holding.limit)}% and is "
+        pace = f" at {amount(holding.pace_per_hour, unit)} {unit} an hour" if holding.pace_per_hour else ""
+        pace += f"; this request can cost {amount(shortage.amount, unit)} {unit}"
     return Refusal(
         429,
         "budget_pacing",
-        f"Budget {shortage.purse.label} is {share}spread over the time until {instant(holding.window.end)}. "
-        f"Try again in {retry}s.",
+        f"Budget {shortage.purse.label} is {share}spread over the time until {instant(holding.window.end)}{pace}. "
+        f"Try again in {retry}s. Priority Batch waits first.",
         "rate_limit_error",
         headers=(("retry-after", str(retry)), ("retry-after-ms", str(retry_ms)), ("x-should-retry", "true")),
         facts=(("budget", shortage.purse.label),),

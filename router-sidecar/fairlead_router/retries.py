@@ -15,7 +15,8 @@ FLOOR_PER_S: Final = 3
 class RetryBudget:
     """Retries against requests. Times are seconds of any clock that does not go back; each call takes O(1)."""
 
-    def __init__(self) -> None:
+    def __init__(self, floor_per_s: int = FLOOR_PER_S) -> None:
+        self.floor_per_s = floor_per_s
         self._second = 0
         self._requests = [0] * WINDOW_S
         self._retries = [0] * WINDOW_S
@@ -37,7 +38,7 @@ class RetryBudget:
             self._roll(second)
         slot = second % WINDOW_S
         within = SHARE_DIVISOR * (self._all_retries + 1) <= self._all_requests
-        if not within and self._retries[slot] >= FLOOR_PER_S:
+        if not within and self._retries[slot] >= self.floor_per_s:
             return False
         self._retries[slot] += 1
         self._all_retries += 1

@@ -184,7 +184,7 @@ class Client:
         self._outbox = clients.outbox
         self._now = clients.now
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._phase = Phase.IDLE
         self._deadline = self._now() + limits.idle_s
         self._request = _NONE
@@ -223,7 +223,7 @@ class Client:
         del exc
         self._transport = None
         self._phase = Phase.DEAF
-        del self._parser  # it refers to this connection, see plan.py about cycles
+        self._parser = None  # it refers to this connection, see plan.py about cycles
         self._forget(*self._backlog, self._request, self._current)
         self._backlog.clear()
         self._clients.remove(self)
@@ -344,7 +344,9 @@ class Client:
 
     def _remember(self, data: bytes, head: Head) -> None:
         """The head that was just judged may come again; it is the first thing in ``data``."""
-        repeats = data and head.keep_alive and not (head.chunked or head.expects or self._parser.should_upgrade())
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - the connection stands
+        repeats = data and head.keep_alive and not (head.chunked or head.expects or parser.should_upgrade())
         if not repeats or self._misses > _MAX_MISSES:
             return
         end = data.find(_HEAD_END) + len(_HEAD_END)
@@ -372,15 +374,17 @@ class Client:
 
     def _feed(self, data: bytes) -> None:
         """Parse. An offer to upgrade is ignored: the parser, which would stop, goes on as if it had not been made."""
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - the connection stands
         while data:
             try:
-                self._parser.feed_data(data)
+                parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                self._parser = httptools.HttpRequestParser(self)
+                parser = self._parser = httptools.HttpRequestParser(self)
                 data = data[upgrade.args[0] :]
                 if self._in(Phase.BODY):
                     self._retelling = True
-                    self._parser.feed_data(_without_offer(self._request.head))
+                    parser.feed_data(_without_offer(self._request.head))
                     self._retelling = False
             else:
                 return
@@ -423,6 +427,7 @@ class Client:
         if self._retelling:
             return
         request, parser = self._request, self._parser
+        assert parser is not None  # noqa: S101 - the connection stands
         first, self._fresh = self._fresh, b""
         head = request.head
         head.method = parser.get_method()
@@ -466,8 +471,9 @@ class Client:
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        request = self._request
-        if self._parser.should_upgrade() and (request.head.length or request.head.chunked):
+        request, parser = self._request, self._parser
+        assert parser is not None  # noqa: S101 - the connection stands
+        if parser.should_upgrade() and (request.head.length or request.head.chunked):
             return  # its body follows, see _feed
         parts = self._parts
         request.body = parts[0] if len(parts) == 1 else b"".join(parts)

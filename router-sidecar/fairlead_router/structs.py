@@ -1,5 +1,6 @@
-"""What compiled modules cannot say themselves: keywords of a class, and classes that weak references are made to."""
+"""What compiled modules cannot say themselves: keywords of a class, classes of weak references, what they are."""
 
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,3 +26,8 @@ class Known:
     def __init__(self, template: "Template", head: "Head") -> None:
         self.template = template
         self.head = head
+
+
+def is_compiled(module: ModuleType) -> bool:
+    """Whether a module runs as machine code (see hack/compile.py) instead of from its source."""
+    return not str(module.__file__).endswith(".py")

@@ -47,6 +47,12 @@ ALL_OPTIONS: Object = {
             "caBundle": "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n",
         },
     ],
+    "prometheus": {
+        "url": "https://prometheus.example.com:9443/prod",
+        "caBundle": "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n",
+        "headersSecret": "prometheus-headers",
+    },
+    "openCost": {"enabled": True, "keepMinutes": 120, "matchers": {"cluster": "prod"}},
     "crds": {"install": True, "keep": False},
     "operator": {
         "replicas": 2,

@@ -7,6 +7,7 @@ from fairlead_operator.decide.facts import PodFact, pod_fact, time_text
 from fairlead_operator.decide.replicas import Bounds, Inputs, Memory, Peak
 from fairlead_operator.decide.signals import Load, Missing
 from fairlead_operator.decide.variants import VariantOption
+from fairlead_router.contract import KeySpend, SpendAnswer, Window
 
 NOW = 1_795_172_400_000
 """2026-11-20T11:00:00Z."""
@@ -93,3 +94,38 @@ def pod_object(
             ],
         },
     }
+
+
+def spend(charged: int = 1610 * USD, **fields: Any) -> SpendAnswer:
+    """The ledger's answer about support/support: 1610.50 of 2300 USD a month, two days of which are the window."""
+    key = KeySpend(
+        namespace="support",
+        key="",
+        charged=charged,
+        leased=5 * USD,
+        reserved=2 * USD,
+        unreconciled=USD // 2,
+        unbacked=0,
+        counted_from=NOW - 86_400_000,
+    )
+    usual: dict[str, Any] = {
+        "namespace": "support",
+        "name": "support",
+        "unit": "USD",
+        "per": "Namespace",
+        "limit": 2300 * USD,
+        "extra": 0,
+        "charged": charged,
+        "leased": 5 * USD,
+        "reserved": 2 * USD,
+        "unreconciled": USD // 2,
+        "unbacked": 0,
+        "remaining": 0,
+        "window": Window(id=3, start=NOW - 86_400_000, end=NOW + 86_400_000),
+        "window_label": "2026-11",
+        "counted_from": NOW - 86_400_000,
+        "action": "None",
+        "keys": (key,),
+        "keys_total": 1,
+    }
+    return SpendAnswer(**(usual | fields))

@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,15 +18,16 @@ from sqlalchemy import Engine
 
 from fairlead_operator.ledger import catalog, escrow
 from fairlead_operator.ledger.access import Caller
-from fairlead_operator.ledger.escrow import Account, Refusal, Row, Session
-from fairlead_operator.ledger.places import Resolved
+from fairlead_operator.ledger.escrow import Account, Place, Refusal, Row, Session
+from fairlead_operator.ledger.exchange import Entry, Exchange, Facts, Resolved
+from fairlead_operator.ledger.places import account_id
 from fairlead_operator.ledger.schema import migrate, open_engine
-from fairlead_operator.ledger.transaction import Entry, Sync, decide
+from fairlead_operator.ledger.transaction import sync
 from fairlead_operator.ledger.upkeep import upkeep
 from fairlead_operator.ledger.windows import window_at
 from fairlead_operator.tokens import Identity
 from fairlead_router.contract import (
-    AccountAnswer,
+    Ask,
     LedgerBudget,
     PutBudgets,
     SyncAnswer,
@@ -157,15 +159,17 @@ class Ledger(Protocol):
 
 @dataclass(slots=True)
 class MemoryLedger:
-    """The pure decisions on dictionaries: budgets per Total and Hour in UTC only."""
+    """The same exchange on dictionaries: budgets per Total and Hour in UTC only."""
 
     now: int = NOW
+    alarms: list[str] = field(default_factory=list)
     _budgets: dict[str, LedgerBudget] = field(default_factory=dict)
     _live: set[str] = field(default_factory=set)
     _ids: dict[tuple[str, int], int] = field(default_factory=dict)
     _accounts: dict[int, Account] = field(default_factory=dict)
-    _rows: dict[tuple[str, int], Row] = field(default_factory=dict)
+    _rows: dict[tuple[str, int, int], Row] = field(default_factory=dict)
     _sessions: dict[str, Session] = field(default_factory=dict)
+    _recovery: dict[str, int] = field(default_factory=dict)
     _usage: int = 0
 
     def put(self, version: int, *budgets: LedgerBudget) -> None:
@@ -174,84 +178,95 @@ class MemoryLedger:
         self._budgets |= {f"{item.namespace}/{item.name}": item for item in budgets}
 
     def sync(self, who: Caller, message: SyncRequest) -> SyncAnswer | Refusal:
-        session = self._sessions.get(message.session)
-        uid = who.identity.pod_uid
-        decision = escrow.admit(session, message.seq, uid, replay=message.replay, now=self.now, ttl_ms=TTL_MS)
-        if isinstance(decision, Refusal):
-            return decision
-        if session is not None and session.state == "Lost":
-            self._relabel(session.id, -1)
-        if session is not None and decision == "Duplicate":
-            self._sessions[session.id] = replace(session, seen_ms=self.now, state="Open")
-            held = [id_ for (name, id_) in self._rows if name == session.id]
-            return self._answer(
-                session.seq, {id_: escrow.Outcome(self._accounts[id_], self._rows[session.id, id_]) for id_ in held}
-            )
-        return self._apply(uid, message)
+        def alarm(loss: str, _begun: bool) -> None:
+            self.alarms.append(loss)
 
-    def _apply(self, uid: str, message: SyncRequest) -> SyncAnswer:
-        resolved = [Resolved(ask, self._locate(ask.budget, ask.at)) for ask in message.asks if not message.rewind]
-        held = {id_ for (name, id_) in self._rows if name == message.session} if message.close else set()
-        named = {holding.account for holding in message.holdings}
-        asked = {item.account for item in resolved if item.account is not None}
-        entries = {id_: self._entry(message.session, id_) for id_ in held | named | asked}
-        outcomes = decide(message, entries, resolved, self.now)
-        for id_, outcome in outcomes.items():
-            self._accounts[id_] = outcome.account
-            self._rows.pop((message.session, id_), None)
-            if outcome.row:
-                self._rows[message.session, id_] = outcome.row
-        self._usage += sum(item.nano_usd for item in message.usage)
-        state: escrow.State = "Closed" if message.close else "Open"
-        self._sessions[message.session] = Session(message.session, uid, message.seq, self.now, state)
-        return self._answer(message.seq, outcomes)
+        return Exchange(self, who, message, self.now, ttl_ms=TTL_MS, alarm=alarm).run()
 
-    def _locate(self, name: str, at: str) -> int | None:
+    # --- exchange.Books
+
+    def facts(self) -> Facts:
+        return Facts(epoch="e", recovery=dict(self._recovery))
+
+    def session(self, session: str) -> Session | None:
+        return self._sessions.get(session)
+
+    def add_session(self, session: Session) -> None:
+        self._sessions.setdefault(session.id, session)
+
+    def put_session(self, session: Session) -> None:
+        self._sessions[session.id] = session
+
+    def rows(self, session: str, accounts: Iterable[int] | None) -> dict[Place, Row]:
+        wanted = None if accounts is None else set(accounts)
+        return {
+            (id_, klass): row
+            for (name, id_, klass), row in self._rows.items()
+            if name == session and (wanted is None or id_ in wanted)
+        }
+
+    def resolve(self, asks: tuple[Ask, ...], caller: Caller, facts: Facts, *, at: int, create: bool) -> list[Resolved]:
+        del caller, facts
+        return [Resolved(ask, self._locate(ask, at, create=create)) for ask in asks]
+
+    def _locate(self, ask: Ask, at: int, *, create: bool) -> int | None:
+        name = ask.budget
         if name not in self._live:
             return None
-        start = window_at(self.now, "Hour", "UTC").start + (HOUR if at == "Next" else 0)
-        id_ = self._ids.setdefault((name, start), len(self._ids) + 1)
+        start = window_at(at, "Hour", "UTC").start + (HOUR if ask.at == "Next" else 0)
+        if not create:
+            return self._ids.get((name, start))
+        id_ = self._ids.setdefault((name, start), account_id(self._budgets[name], start, "", ""))
         self._accounts.setdefault(id_, Account())
         return id_
 
-    def _place(self, id_: int) -> tuple[str, Window]:
+    def entries(self, accounts: Iterable[int], facts: Facts) -> dict[int, Entry]:
+        del facts
+        return {id_: self._entry(id_) for id_ in accounts if id_ in self._accounts}
+
+    def _entry(self, id_: int) -> Entry:
         name, start = next(place for place, known in self._ids.items() if known == id_)
-        return name, Window(id=id_, start=start, end=start + HOUR)
+        item, live = self._budgets[name], name in self._live
+        terms = escrow.terms_of(item, self.now, live=live, start=start, end=start + HOUR)
+        window = Window(id=id_, start=start, end=start + HOUR)
+        return Entry(id_, "", "", 1, window, name, item, terms, self._accounts[id_])
 
-    def _entry(self, session: str, id_: int) -> Entry:
-        name, window = self._place(id_)
-        limit = escrow.cap(self._budgets[name], self.now, live=name in self._live)
-        row = self._rows.get((session, id_))
-        return Entry(id_, "", "", 1, window, name, self._budgets[name], self._accounts[id_], row, limit)
+    def put_accounts(self, accounts: dict[int, Account]) -> None:
+        self._accounts |= accounts
 
-    def _answer(self, seq: int, outcomes: dict[int, escrow.Outcome]) -> SyncAnswer:
-        accounts = []
-        for id_, outcome in outcomes.items():
-            name, window = self._place(id_)
-            accounts.append(
-                AccountAnswer(account=id_, budget=name, window=window, granted=outcome.granted, verdict=outcome.verdict)
-            )
-        return SyncAnswer(epoch="e", seq=seq, now=self.now, ttl_ms=TTL_MS, accounts=tuple(accounts))
+    def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
+        for (id_, klass), row in rows.items():
+            self._rows[session, id_, klass] = row
+            if row == Row():
+                del self._rows[session, id_, klass]
 
-    def _relabel(self, session: str, sign: int) -> None:
-        for (name, id_), row in self._rows.items():
+    def relabel(self, session: str, sign: int) -> None:
+        for (name, id_, _klass), row in self._rows.items():
             if name == session:
                 account = self._accounts[id_]
                 left = account.unreconciled + sign * row.out
                 self._accounts[id_] = msgspec.structs.replace(account, unreconciled=left)
 
+    def count(self, lines: tuple[UsageLine, ...]) -> None:
+        self._usage += sum(item.nano_usd for item in lines)
+
+    def recover(self, scope: str, until: int) -> None:
+        self._recovery[scope] = until
+
+    # --- what tests look at
+
     def upkeep(self) -> int:
         for session in list(self._sessions.values()):
             if session.state == "Open" and session.seen_ms < self.now - TTL_MS:
-                self._relabel(session.id, 1)
-                self._sessions[session.id] = replace(session, state="Lost")
+                self.relabel(session.id, 1)
+                self._sessions[session.id] = msgspec.structs.replace(session, state="Lost")
         return sum(not self._adds_up(id_, account) for id_, account in self._accounts.items())
 
     def _adds_up(self, id_: int, account: Account) -> bool:
-        rows = {name: row for (name, known), row in self._rows.items() if known == id_}
-        lost = sum(row.out for name, row in rows.items() if self._sessions[name].state != "Open")
+        rows = [(name, row) for (name, known, _klass), row in self._rows.items() if known == id_]
+        lost = sum(row.out for name, row in rows if self._sessions[name].state != "Open")
         return (
-            account.held == account.charged + sum(row.out for row in rows.values())
+            account.held == account.charged + sum(row.out for _, row in rows)
             and account.unreconciled == lost
             and account.holders == len(rows)
             and account.held - account.unbacked <= account.cap_high
@@ -261,7 +276,10 @@ class MemoryLedger:
         return [Book(name, start, self._accounts[id_]) for (name, start), id_ in self._ids.items()]
 
     def out(self) -> Counter[tuple[str, int]]:
-        return Counter({place: row.out for place, row in self._rows.items()})
+        found = Counter[tuple[str, int]]()
+        for (name, id_, _klass), row in self._rows.items():
+            found[name, id_] += row.out
+        return found
 
     def usage(self) -> int:
         return self._usage
@@ -276,7 +294,7 @@ def template() -> Path:
     folder = TemporaryDirectory()
     _KEPT.append(folder)
     path = Path(folder.name) / "ledger.db"
-    engine = open_engine(path, begin="BEGIN IMMEDIATE")
+    engine = open_engine(path)
     migrate(engine)
     engine.dispose()
     return path
@@ -296,7 +314,7 @@ class SqliteLedger:
 
     def __post_init__(self) -> None:
         path = Path(shutil.copy(template(), self.folder.name))
-        self.engine = open_engine(path, begin="BEGIN IMMEDIATE")
+        self.engine = open_engine(path)
 
     def put(self, version: int, *budgets: LedgerBudget) -> None:
         with self.engine.begin() as connection:
@@ -304,7 +322,7 @@ class SqliteLedger:
 
     def sync(self, who: Caller, message: SyncRequest) -> SyncAnswer | Refusal:
         with self.engine.begin() as connection:
-            return Sync(connection, who, message, self.now, "e", TTL_MS).run()
+            return sync(connection, who, message, self.now, ttl_ms=TTL_MS)
 
     def upkeep(self) -> int:
         with self.engine.begin() as connection:
@@ -325,7 +343,8 @@ class SqliteLedger:
         return [Book(name, start, Account(*values)) for name, start, *values in rows]
 
     def out(self) -> Counter[tuple[str, int]]:
-        rows = self.query("SELECT session_id, account_id, granted - returned - charged + unbacked FROM holding")
+        out = "sum(granted - returned - charged + unbacked)"
+        rows = self.query(f"SELECT session_id, account_id, {out} FROM holding GROUP BY session_id, account_id")  # noqa: S608 - constants
         return Counter({(session, account): out for session, account, out in rows})
 
     def usage(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.builders.resources import make_budget, make_policy, make_pool
+from tests.builders.resources import BudgetBuilder, make_budget, make_policy, make_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,15 @@ def _budget_rules() -> Iterator[Misuse]:
         "values are required by In and NotIn, and not allowed with Exists and DoesNotExist",
         budget.spec(appliesTo={"namespaceSelector": no_keys}).obj(),
     )
+    idle = "idleCost: Included needs unit USD, per Total or Namespace, and no models or backends"
+    for title, builder in (
+        ("idle cost in requests", budget.with_idle().limit(unit="Requests")),
+        ("idle cost of a caller", budget.with_idle().limit(per="Caller")),
+        ("idle cost of a model", budget.with_idle().for_models("chat")),
+    ):
+        yield Misuse(title, "rule", idle, builder.obj())
+    half = "temporaryIncrease.amount must be a whole number unless unit is USD"
+    yield Misuse("half a request more", "rule", half, budget.limit(5, unit="Requests").increase("0.5").obj())
     for field, value in (("unit", "Tokens"), ("per", "Caller")):
         yield Misuse(f"another {field}", "rule", immutable, budget.limit(**{field: value}).obj(), budget.obj())
 
@@ -145,7 +154,7 @@ def schema_misuses() -> Iterator[Misuse]:
         ("a model name with a space", "should match '^[A-Za-z0-9]", policy.models("chat 8b").obj()),
         ("an unknown priority", 'Unsupported value: "High"', policy.spec(priority="High").obj()),
         ("a fallback without a trouble", "should have at least 1 items", _falling(when=[])),
-        ("a fallback for a budget's action", 'Unsupported value: "Downgraded"', _falling(when=["Downgraded"])),
+        ("a fallback for an unknown trouble", 'Unsupported value: "Slow"', _falling(when=["Slow"])),
         ("a fallback without a pool", "fallbacks[0].poolRef: Required value", _falling(poolRef=None)),
         ("five fallbacks", "must have at most 4 items", _falling(5)),
         ("too little memory", "should be greater than or equal to 10", pool.engine(memoryUtilizationPercent=9).obj()),
@@ -169,6 +178,12 @@ def schema_misuses() -> Iterator[Misuse]:
             budget.spec(limit=_limit(0.45)).obj(),
         ),
         ("seven decimal places", "spec.limit.amount in body should match", budget.limit("0.1234567").obj()),
+        ("an unknown action", 'Unsupported value: "Block"', budget.action("Block", 50).obj()),
+        ("nine actions", "must have at most 8 items", _acting(*range(10, 19)).obj()),
+        ("an increase without a reason", "should be at least 1 chars long", budget.increase(1, reason="").obj()),
+        ("a negative increase", "should be greater than or equal to 0", budget.increase(-1).obj()),
+        ("an unknown idle cost", 'Unsupported value: "Shared"', budget.spec(idleCost="Shared").obj()),
+        ("a budget of a model with a space", "should match '^[A-Za-z0-9]", budget.for_models("chat 8b").obj()),
         ("a negative amount", "should be greater than or equal to 0", budget.limit(-1).obj()),
         ("an amount of 13 digits", "should be less than or equal to 999999999999", budget.limit(10**12).obj()),
     ):
@@ -188,6 +203,13 @@ def server_misuses() -> Iterator[Misuse]:
             _falling(provider={"url": "https://api.example.com/v1"}),
         ),
         ("an alert twice", "Duplicate value", budget.alert(80).alert(80).obj()),
+        ("a budget's model twice", "Duplicate value", budget.for_models("chat", "chat").obj()),
+        ("an increase until soon", "must be of type date-time", budget.increase(1, until="soon").obj()),
+        (
+            "a budget of providers",
+            'unknown field "spec.appliesTo.backends"',
+            budget.spec(appliesTo={"backends": ["Provider"]}).obj(),
+        ),
         ("a misspelt field", 'unknown field "spec.engine.maxTokens"', pool.engine(maxTokens=1).obj()),
     ):
         yield Misuse(title, "server", words, obj)
@@ -199,6 +221,14 @@ def _falling(count: int = 1, **fields: Any) -> dict[str, Any]:
     fallback = {name: value for name, value in whole.items() if value is not None}
     route = {"name": "all", "poolRefs": [{"name": "chat"}], "fallbacks": [fallback] * count}
     return make_policy("chat").spec(routes=[route]).obj()
+
+
+def _acting(*percents: int) -> BudgetBuilder:
+    """A budget with an alert at each of these percents."""
+    budget = make_budget("monthly")
+    for percent in percents:
+        budget = budget.alert(percent)
+    return budget
 
 
 def _limit(amount: float) -> dict[str, Any]:

@@ -139,9 +139,25 @@ class BudgetBuilder(Builder):
         """Cover every namespace."""
         return self.spec(appliesTo={"namespaceSelector": {}})
 
+    def for_models(self, *names: str) -> Self:
+        """Cover the requests for these models only."""
+        return self.spec(appliesTo=self.body.get("appliesTo", {}) | {"models": list(names)})
+
+    def action(self, name: str, at_percent: int) -> Self:
+        """Add an action."""
+        return self.spec(actions=[*self.body.get("actions", []), {"atPercent": at_percent, "action": name}])
+
     def alert(self, at_percent: int) -> Self:
         """Add an Alert."""
-        return self.spec(actions=[*self.body.get("actions", []), {"atPercent": at_percent, "action": "Alert"}])
+        return self.action("Alert", at_percent)
+
+    def increase(self, amount: int | str, until: str = "2026-12-01T08:00:00Z", reason: str = "launch") -> Self:
+        """Set a temporary increase."""
+        return self.spec(temporaryIncrease={"amount": amount, "until": until, "reason": reason})
+
+    def with_idle(self) -> Self:
+        """Count the idle cost of the covered namespaces' pools."""
+        return self.spec(idleCost="Included")
 
     def audit(self) -> Self:
         """Let requests above the limit pass."""

@@ -6,15 +6,17 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fairlead_router.app import Place, Router, Times
+from fairlead_router.budget import Claim, Reservation, Wallet
 from fairlead_router.contract import (
     AUDIENCE_CALLER,
     ApiKey,
@@ -32,8 +34,10 @@ from fairlead_router.contract import (
 )
 from fairlead_router.control import NoLedger
 from fairlead_router.identity import Verifier
-from fairlead_router.lease import Clocks, Session, Transport
+from fairlead_router.journal import Journal
+from fairlead_router.lease import Clocks, Outcome, Session, Transport
 from fairlead_router.local_lease import LocalLease
+from fairlead_router.metering import Dimension, Row, Spent, UsageBook
 from fairlead_router.policy import build_index
 from fairlead_router.server import Clients, Limits, listener
 from fairlead_router.telemetry import Telemetry
@@ -258,6 +262,73 @@ async def until_async(condition: Callable[[], Awaitable[object]], what: str, tim
         await asyncio.sleep(0.02)
 
 
+BOOT = "boot-1"
+
+
+class Process:
+    """The money of a router's process without its sockets: session, wallet, book and journal, moved by steps."""
+
+    def __init__(
+        self, folder: Path, transport: Transport, name: str = "s1", *, segment: int = 1 << 20, boot: str = BOOT
+    ) -> None:
+        self.wallet, self.book = Wallet(), UsageBook()
+        self.row = Row(Dimension("team-a", "sa:web", "", "chat", "models/chat-8b", "h100", "all", "Usage", 1))
+        names = (name if index == 0 else f"{name}-{index}" for index in itertools.count())
+        self.session = Session(
+            transport=transport,
+            wallet=self.wallet,
+            clocks=Clocks(time.monotonic, time.monotonic, time.time),
+            new_id=lambda: next(names),
+            usage=self.book.take,
+            report=lambda _: None,
+            lines=self.book.lines,
+            journal=lambda session, snapshot: Journal(folder, session, snapshot, segment),
+            boot_id=boot,
+        )
+
+    @property
+    def journal(self) -> Journal:
+        assert self.session.journal is not None
+        return self.session.journal
+
+    async def talk(self) -> bool:
+        """Seal a message and send it."""
+        if not self.session._outstanding:
+            self.session._seal()
+        return await self.session._send_all()
+
+    def reserve(self, claims: Sequence[Claim]) -> Reservation:
+        """Reserve what is held."""
+        outcome = self.session.reserve(claims, time.monotonic())
+        assert isinstance(outcome, Reservation), outcome
+        return outcome
+
+    async def fetch(self, claims: Sequence[Claim]) -> Reservation:
+        """Reserve, asking the ledger for what lacks."""
+        for claim in claims:
+            claim.purse.waiting = claim.purse.first = claim.amount
+            claim.purse.used_at = time.monotonic()
+        waiter = self.session.wait(claims, lambda _: None)
+        assert waiter is not None
+        outcomes: list[Outcome] = []
+        waiter.tell = outcomes.append
+        assert await self.talk()
+        self.session.cancel(waiter)
+        assert isinstance(outcomes[0], Reservation), outcomes
+        return outcomes[0]
+
+    def settle(self, reservation: Reservation | None, *charges: int) -> None:
+        """A request ended; the first charge is what it cost."""
+        spent = Spent(10, 2, 5, charges[0])
+        at_ms = self.session.ledger_ms() or int(time.time() * 1000)
+        self.book.add(self.row, at_ms, spent)
+        self.session.settle(reservation, charges if reservation is not None else (), self.row, at_ms, spent)
+
+    def kill(self) -> None:
+        """As kill -9 does: nothing more is written, the lock is gone."""
+        self.journal.close()
+
+
 @contextlib.asynccontextmanager
 async def station(
     config: RouterConfig | None = None,
@@ -268,6 +339,7 @@ async def station(
     lease: Mapping[str, int] | None = None,
     transport: Transport | None = None,
     patience: Patience | None = None,
+    journal: Path | None = None,
 ) -> AsyncIterator[Station]:
     """A router with real sockets; ``lease`` grants budgets locally, ``transport`` reaches a ledger."""
     loop = asyncio.get_running_loop()
@@ -290,6 +362,9 @@ async def station(
         new_id=lambda: f"session-{router.place.short}-{next(ids)}-{id(router)}",
         usage=router.book.take,
         report=lambda result: router.telemetry.renewals.add((result,)),
+        lines=router.book.lines,
+        journal=(lambda name, snapshot: Journal(journal, name, snapshot)) if journal is not None else None,
+        boot_id=BOOT,
     )
     router.configure(build_index(config or configuration()))
     router.set_endpoints(endpoints(addresses or {}))
@@ -308,6 +383,9 @@ async def station(
         for wire in found.wires:
             wire.close()
         router.upstreams.close()
+        assert router.swept == 0
+        if session.journal is not None:
+            session.journal.close()
         await until(lambda: not clients.busy(), "the end of all requests", 2)
 
 

@@ -196,12 +196,14 @@ PEOPLE = {
     ],
     "admin": [f"create modelpools.{GROUP}", f"patch modelpools.{GROUP}/scale", f"get costbudgets.{GROUP}"],
     "fairlead-budget-editor": [f"create costbudgets.{GROUP}", f"patch costbudgets.{GROUP}"],
+    "fairlead-budget-viewer": [f"get costbudgets.{GROUP}", f"watch costbudgets.{GROUP}"],
 }
 NOT_FOR_PEOPLE = {
     "view": [f"create modelpools.{GROUP}", f"patch modelpools.{GROUP}/scale", f"delete costbudgets.{GROUP}"],
     "edit": [f"create costbudgets.{GROUP}", f"delete costbudgets.{GROUP}", f"patch modelpools.{GROUP}/status"],
     "admin": [f"patch costbudgets.{GROUP}", f"delete costbudgets.{GROUP}", f"patch costbudgets.{GROUP}/status"],
     "fairlead-budget-editor": [f"create modelpools.{GROUP}", f"patch costbudgets.{GROUP}/status"],
+    "fairlead-budget-viewer": [f"patch costbudgets.{GROUP}", f"get modelpools.{GROUP}"],
 }
 
 

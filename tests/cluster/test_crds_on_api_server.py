@@ -107,7 +107,7 @@ def test_the_columns_are_those_of_the_daily_questions(plane: Cluster, namespace:
         plane.kubectl("apply", "-f", "-", input=placed(builder.obj(), namespace))
     pool = ["NAME", "READY", "DESIRED", "$/HOUR", "$/1K", "QUEUE", "TTFT", "REASON", "AGE"]
     policy = ["NAME", "MODELS", "READY", "REASON", "AGE"]
-    budget = ["NAME", "LIMIT", "UNIT", "PER", "SPENT", "USED%", "ACTION", "ENFORCED", "AGE"]
+    budget = ["NAME", "LIMIT", "UNIT", "PER", "SPENT", "USED%", "FORECAST", "ACTION", "ENFORCED", "AGE"]
     assert header(plane, namespace, "mpool") == pool
     assert header(plane, namespace, "mpool", "-o", "wide") == [*pool, "TPOT"]
     assert header(plane, namespace, "rpolicy") == policy
@@ -126,11 +126,13 @@ def test_columns_show_what_the_status_holds(plane: Cluster, namespace: str) -> N
         "lastTransitionTime": "2026-11-20T08:41:10Z",
     }
     plane.kubectl("apply", "-f", "-", input=placed(make_budget("monthly").limit(2300).obj(), namespace))
-    status = {"spent": "1942.20", "usedPercent": 84, "activeAction": "Alert", "conditions": [ready]}
+    forecast = {"atWindowEnd": "3326.16", "low": "3215.00", "high": "3437.00"}
+    figures = {"spent": "1942.20", "usedPercent": 84, "forecast": forecast, "activeAction": "Alert"}
+    status = {**figures, "conditions": [ready]}
     patch = json.dumps({"status": status})
     plane.kubectl("patch", "-n", namespace, "cbudget/monthly", "--subresource=status", "--type=merge", "-p", patch)
     row = plane.kubectl("get", "-n", namespace, "cbudget", "--no-headers").stdout.split()
-    assert row[:-1] == ["monthly", "2300", "USD", "Namespace", "1942.20", "84", "Alert", "True"]
+    assert row[:-1] == ["monthly", "2300", "USD", "Namespace", "1942.20", "84", "3326.16", "Alert", "True"]
 
 
 EXPORT = make_policy("shared").allow_all()

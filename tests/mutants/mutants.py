@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 ESCROW = "operator/fairlead_operator/ledger/escrow.py"
-TRANSACTION = "operator/fairlead_operator/ledger/transaction.py"
-UPKEEP = "operator/fairlead_operator/ledger/upkeep.py"
 BUDGET = "router-sidecar/fairlead_router/budget.py"
-LEASE = "router-sidecar/fairlead_router/lease.py"
+EXCHANGE = "operator/fairlead_operator/ledger/exchange.py"
+JOURNAL = "router-sidecar/fairlead_router/journal.py"
+RECORDS = "router-sidecar/fairlead_router/records.py"
 MACHINE = ("tests/unit/test_ledger_machine.py",)
-ROUTER = ("tests/unit/test_router_budget.py", "tests/unit/test_router_lease.py")
+ROUTER = ("tests/unit/test_router_budget.py", "tests/unit/test_router_session.py")
+SUCCESSOR = ("tests/unit/test_router_journal.py", "tests/unit/test_router_successor.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Mutant:
 
 
 MUTANTS: tuple[Mutant, ...] = (
+    # --- the ledger
     Mutant(
         "a message counts twice",
         ESCROW,
@@ -30,12 +32,148 @@ MUTANTS: tuple[Mutant, ...] = (
         'return "Apply"',
         MACHINE,
     ),
+    Mutant("a gap is accepted", ESCROW, "if seq > session.seq + 1:", "if seq > session.seq + 1000:", MACHINE),
     Mutant(
-        "a gap is accepted",
+        "money of lost sessions is granted again",
         ESCROW,
-        "if seq > session.seq + 1:",
-        "if seq > session.seq + 1000:",
+        "available = most - account.held\n",
+        "available = most - account.held + account.unreconciled\n",
+        MACHINE,
+    ),
+    Mutant(
+        "a successor need not wait",
+        ESCROW,
+        'if session.state == "Replaying" or session.pod_uid == pod_uid:',
+        "if session.id:",
+        MACHINE,
+    ),
+    Mutant(
+        "the owner may speak after its successor",
+        ESCROW,
+        'return Refusal(410, reason="Taken") if session.taken else None',
+        "return None",
+        MACHINE,
+    ),
+    Mutant(
+        "headroom is kept for each class alone",
+        ESCROW,
+        "return terms.limit if klass else terms.limit * terms.batch_percent // 100",
+        "return terms.limit",
+        MACHINE,
+    ),
+    Mutant("a final holding is kept", ESCROW, "return books, NOTHING if final else new", "return books, new", MACHINE),
+    Mutant(
+        "nothing recovers",
+        EXCHANGE,
+        "until = self._now + self._ttl_ms\n",
+        "until = self._now\n",
+        (*MACHINE, "tests/unit/test_ledger_http.py"),
+    ),
+    Mutant("unbacked is not told", ESCROW, "unbacked=max(row.unbacked, told.unbacked),", "unbacked=0,", MACHINE),
+    Mutant(
+        "unbacked is not held",
+        ESCROW,
+        "(new.granted - row.granted) - (new.returned - row.returned) + (new.unbacked - row.unbacked)",
+        "(new.granted - row.granted) - (new.returned - row.returned)",
+        MACHINE,
+    ),
+    Mutant(
+        "a grant may pass the cap",
+        ESCROW,
+        "return min(available, max(demand.need, demand.first, min(demand.want, share)))",
+        "return max(demand.need, demand.first, min(demand.want, share))",
+        MACHINE,
+    ),
+    Mutant(
+        "a lost session stays lost",
+        EXCHANGE,
+        'if session.state in {"Lost", "Replaying"}:',
+        'if session.state == "Replaying":',
+        MACHINE,
+    ),
+    Mutant(
+        "a session does not count as heard by an old message",
+        EXCHANGE,
+        "return self._present(heard) if",
+        "return self._present(session) if",
+        MACHINE,
+    ),
+    Mutant(
+        "told again, a message may ask",
+        EXCHANGE,
+        "self._mute = message.rewind or message.replay or message.close is not None",
+        "self._mute = message.close is not None",
+        (*MACHINE, "tests/unit/test_ledger_escrow.py", "tests/unit/test_ledger_http.py"),
+    ),
+    Mutant(
+        "closing returns what may still be charged",
+        ESCROW,
+        "left = min(unknown, row.out) if complete else row.out",
+        "left = 0",
+        MACHINE,
+    ),
+    Mutant(
+        "a temporary increase never ends",
+        ESCROW,
+        "if increase is not None and now < increase.until else 0",
+        "if increase is not None else 0",
         (*MACHINE, "tests/unit/test_ledger_escrow.py"),
     ),
-    Mutant("unbacked is not held", ESCROW, " + (new.unbacked - row.unbacked),", ",", MACHINE),
+    Mutant(
+        "a paced budget gives all at once",
+        ESCROW,
+        "passed = now + horizon(terms) - begun",
+        "passed = terms.end - begun",
+        ("tests/unit/test_ledger_escrow.py",),
+    ),
+    # --- the router
+    Mutant(
+        "any one budget admits",
+        BUDGET,
+        "            if short is not None:\n                return short\n",
+        "            if short is not None and len(claims) == 1:\n                return short\n",
+        ROUTER,
+    ),
+    Mutant(
+        "more is given back than is free",
+        BUDGET,
+        "holding.give_back(holding.free - target)",
+        "holding.give_back(holding.out)",
+        ROUTER,
+    ),
+    Mutant(
+        "a reservation is not journaled",
+        JOURNAL,
+        "        if pieces:\n            values[2] = pieces\n            form = _opens",
+        "        if pieces < 0:\n            values[2] = pieces\n            form = _opens",
+        SUCCESSOR,
+    ),
+    Mutant(
+        "a settlement is not journaled",
+        JOURNAL,
+        "self._store(form.pack(*values))\n\n    def sealed",
+        "self._closed = self._closed\n\n    def sealed",
+        SUCCESSOR,
+    ),
+    Mutant(
+        "usage is told twice",
+        JOURNAL,
+        "        self.archive.add(seq, body)\n        self._store(SEAL_FIELDS.pack(SEAL, seq) + body)\n",
+        "        self.archive.add(seq, body)\n",
+        SUCCESSOR,
+    ),
+    Mutant(
+        "what is open is not said at the end",
+        RECORDS,
+        "for k, v in sorted(estate.unknown().items()))",
+        "for k, v in ())",
+        SUCCESSOR,
+    ),
+    Mutant(
+        "the journal keeps final holdings",
+        RECORDS,
+        "        if holding.final:\n            del estate.holdings[key]\n",
+        "",
+        SUCCESSOR,
+    ),
 )

@@ -56,6 +56,8 @@ def test_each_program_goes_where_it_must_and_nowhere_else() -> None:
     ledger, operator = ([8080], [selects("ledger")]), ([8080], [selects("operator")])
     assert rules(policy("operator"), "egress") == [dns, api, ledger, ([9090], ANYWHERE)]
     assert rules(policy("ledger"), "egress") == [dns, api]
+    postgresql = {"ledger": {"database": {"secretName": "ledger-database", "port": 6432}}}
+    assert rules(policy("ledger", postgresql), "egress") == [dns, api, ([6432], None)]
     assert rules(policy("gateway"), "egress") == [dns, operator, ledger, ([8000], ANYWHERE)]
 
 
@@ -64,6 +66,14 @@ def test_the_operator_reaches_the_providers_that_it_asks_for_keys_and_no_other()
     assert ([443, 5556], None) in rules(policy("operator", {"oidc": [provider]}), "egress")
     written = {**provider, "jwks": {"keys": [{"kty": "RSA", "n": "AA", "e": "AQAB"}]}}
     assert rules(policy("operator", {"oidc": [written]}), "egress") == rules(policy("operator"), "egress")
+
+
+def test_the_operator_reaches_prometheus_where_it_asks_for_prices() -> None:
+    prometheus = {"url": "http://prometheus-server.monitoring"}
+    asked = rules(policy("operator", {"prometheus": prometheus, "openCost": {"enabled": True}}), "egress")
+    *usual, signals = rules(policy("operator", {"prometheus": prometheus}), "egress")
+    assert asked == [*usual, ([80], None), signals]
+    assert [*usual, signals] == rules(policy("operator"), "egress")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ ROLES: dict[tuple[str, str], Grants] = {
         (GROUP, "modelpools/scale"): {"get", "update", "patch"},
     },
     ("ClusterRole", "fairlead-budget-editor"): {(GROUP, "costbudgets"): WRITE},
+    ("ClusterRole", "fairlead-budget-viewer"): {(GROUP, "costbudgets"): READ},
 }
 
 
@@ -122,4 +123,5 @@ def test_the_budget_editor_is_aggregated_to_nothing() -> None:
     assert targets("fairlead-view") == {"view"}
     assert targets("fairlead-edit") == {"edit", "admin"}
     assert targets("fairlead-budget-editor") == set()
+    assert targets("fairlead-budget-viewer") == set()
     assert targets("fairlead-operator") == set()

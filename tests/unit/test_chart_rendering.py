@@ -4,6 +4,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import latest_version, validate
 
+from fairlead_operator.decide.node_prices import OpenCostSource
 from fairlead_operator.decide.pricing import parse_prices
 from fairlead_operator.decide.rates import card_from_seeds
 from fairlead_operator.ledger.main import read_settings as ledger_settings
@@ -22,6 +23,7 @@ from tests.builders.chart import (
     own_part,
     pod_spec,
     pod_specs,
+    refusal,
     render,
 )
 from tests.golden_files import assert_golden
@@ -133,7 +135,29 @@ def test_the_ledger_is_told_what_it_reads() -> None:
         "FAIRLEAD_NAMESPACE": None,
         "HOME": "/tmp",
         "FAIRLEAD_PLATFORM_NAMESPACES": "ai-platform,ml,ops",
+        "FAIRLEAD_DATABASE": "/var/lib/fairlead/ledger.db",
+        "FAIRLEAD_SYNCHRONOUS_STANDBY": "false",
     }
+
+
+POSTGRESQL: Object = {"ledger": {"replicas": 2, "database": {"secretName": "ledger-database", "port": 6432}}}
+
+
+def test_on_postgresql_the_ledger_is_a_deployment_without_a_volume_of_its_own() -> None:
+    rendered = objects(POSTGRESQL)
+    kinds = {item["kind"]: item for item in rendered if item["metadata"]["name"] == "fairlead-ledger"}
+    assert "StatefulSet" not in kinds
+    assert (kinds["Deployment"]["spec"]["replicas"], kinds["PodDisruptionBudget"]["spec"]["minAvailable"]) == (2, 1)
+    spec = kinds["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    (database,) = [entry for entry in container["env"] if entry["name"] == "FAIRLEAD_DATABASE"]
+    assert database["valueFrom"] == {"secretKeyRef": {"name": "ledger-database", "key": "url"}}
+    assert [mount["name"] for mount in container["volumeMounts"]] == ["tmp"]
+    assert "--database" not in container["command"]
+
+
+def test_several_ledgers_on_sqlite_are_refused() -> None:
+    assert "ledger.replicas above 1 needs PostgreSQL" in refusal({"ledger": {"replicas": 2}})
 
 
 def test_the_gateway_is_told_what_it_reads() -> None:
@@ -239,7 +263,7 @@ def test_the_ledger_is_one_pod_with_its_volume() -> None:
     (claim,) = ledger["volumeClaimTemplates"]
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
     (container,) = ledger["template"]["spec"]["containers"]
-    assert container["command"][1:3] == ["--database", "/var/lib/fairlead/ledger.db"]
+    assert {"name": "FAIRLEAD_DATABASE", "value": "/var/lib/fairlead/ledger.db"} in container["env"]
     assert {"name": "data", "mountPath": "/var/lib/fairlead"} in container["volumeMounts"]
     assert ledger["template"]["spec"]["securityContext"]["fsGroup"] == 65532
 
@@ -268,6 +292,19 @@ def test_every_priced_product_has_its_seed() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     products = {one["nodeSelector"]["nvidia.com/gpu.product"] for one in values["prices"]["accelerators"]}
     assert products | {"default"} == set(values["rateCard"]["seeds"])
+
+
+def test_the_operator_is_told_where_open_cost_is_and_mounts_what_that_needs() -> None:
+    source = parse_prices(find(objects(ALL_OPTIONS), "ConfigMap", "fairlead-prices")["data"]["prices.yaml"]).source
+    assert source == OpenCostSource(
+        url="https://prometheus.example.com:9443/prod",
+        matchers=(("cluster", "prod"),),
+        ca_file="/etc/fairlead/prometheus-ca.crt",
+        headers_dir="/etc/fairlead-prometheus",
+        keep_ms=7_200_000,
+    )
+    mounts = pod_spec(objects(ALL_OPTIONS), "fairlead-operator")["containers"][0]["volumeMounts"]
+    assert {"name": "prometheus", "mountPath": source.headers_dir, "readOnly": True} in mounts
 
 
 def test_prices_arrive_without_a_restart() -> None:

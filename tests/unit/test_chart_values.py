@@ -127,6 +127,14 @@ def test_schema_and_values_name_the_same() -> None:
         ("prices.accelerators", [{**PRICE, "effectiveFrom": "October"}]),
         ("prices.accelerators", [{key: value for key, value in PRICE.items() if key != "source"}]),
         ("prices.accelerators", [{**PRICE, "perhour": "1"}]),
+        ("prometheus.url", "prometheus:9090"),
+        ("prometheus.url", "http://me:secret@prometheus:9090"),
+        ("prometheus.url", "http://prometheus:9090/?x=1"),
+        ("prometheus.caBundle", "/etc/ssl/ca.pem"),
+        ("prometheus.headersSecret", "Headers"),
+        ("openCost.enabled", "yes"),
+        ("openCost.keepMinutes", 0),
+        ("openCost.matchers", {"clus-ter": "prod"}),
         ("rateCard.seeds", {"NVIDIA-L40S": SEED}),
         ("rateCard.seeds", {"default": {**SEED, "outputTokensPerSecond": 0}}),
         ("rateCard.seeds", {"default": {"promptTokensPerSecond": 1}}),
@@ -135,7 +143,7 @@ def test_schema_and_values_name_the_same() -> None:
         ("operator.logLevel", "loud"),
         ("operator.resources", {"requests": {"cpu": "much"}}),
         ("operator.tolerations", [{"keys": "a"}]),
-        ("ledger.replicas", 2),
+        ("ledger.replicas", 17),
         ("ledger.storage.size", "big"),
         ("ledger.storage.whenDeleted", "Keep"),
         ("router.accessLog", 1.5),
@@ -169,3 +177,7 @@ def test_helm_itself_refuses_by_the_schema() -> None:
     assert "additional properties 'replica' not allowed" in refusal({"operator": {"replica": 2}})
     assert "got string, want integer" in refusal({"gateway": {"replicas": "two"}})
     assert refusal({"gateway": {"replicas": 2}}) == ""
+
+
+def test_open_cost_without_a_prometheus_is_refused() -> None:
+    assert "openCost.enabled needs prometheus.url" in refusal({"openCost": {"enabled": True}})

@@ -41,6 +41,17 @@ GOOD = {
     .fallback("default", "next", "Saturated")
     .obj(),
     "the default budget": make_budget("monthly").limit("0.000001").obj(),
+    "a budget with everything": make_budget("all")
+    .for_all_namespaces()
+    .with_idle()
+    .alert(50)
+    .action("Pace", 50)
+    .action("RejectBatch", 99)
+    .audit()
+    .increase("0.5")
+    .obj(),
+    "a budget of models": make_budget("models").for_models("chat", "org/Extract-32B").limit(per="Caller").obj(),
+    "a closed budget": make_budget("closed").limit(0, unit="Tokens").increase(200).obj(),
     "a budget of requests": make_budget("loop").limit("200", unit="Requests", per="Workflow").obj(),
 }
 

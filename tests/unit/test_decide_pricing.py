@@ -48,7 +48,7 @@ H100 = VariantHardware("h100", "nvidia.com/gpu", {"product": "H100"}, 1000)
 
 
 def node(name: str = "gpu-1", **labels: str) -> NodeFact:
-    return NodeFact(name, labels, frozenset({"nvidia.com/gpu", "cpu"}))
+    return NodeFact(name, labels, {"nvidia.com/gpu": "8", "cpu": "96"})
 
 
 def test_the_list_is_read_without_problems() -> None:
@@ -130,13 +130,16 @@ def test_a_pod_on_a_node_without_a_price_leaves_the_variant_without_one() -> Non
     assert price.replica is None
     assert price.problem == (
         "Variant h100 has no price: no entry of the price list (5 entries, newest 2027-01-01) matches nvidia.com/gpu "
-        "on node gpu-2."
+        "on node gpu-2, OpenCost is not configured."
     )
 
 
 def test_no_entry_at_all_names_the_selector() -> None:
     h200 = VariantHardware("h200", "nvidia.com/gpu", {"product": "H200"}, 1000)
-    assert "matches nvidia.com/gpu on product=H200." in price_variant(PRICES, h200, [], [], NOW).problem
+    assert (
+        "matches nvidia.com/gpu on product=H200, OpenCost is not configured."
+        in price_variant(PRICES, h200, [], [], NOW).problem
+    )
 
 
 def test_cpu_hardware_is_the_engines_request() -> None:
@@ -196,7 +199,7 @@ def test_a_card_gets_a_version_only_when_its_rates_change() -> None:
 
 def test_a_node_that_allocates_nothing_of_a_resource_lacks_it() -> None:
     fact = node_fact({"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "2", "nvidia.com/gpu": "0"}}})
-    assert fact.resources == frozenset({"cpu"})
+    assert fact.resources == {"cpu": "2"}
 
 
 @given(st.integers(0, 10**15), st.integers(1, 10**9))

@@ -113,6 +113,16 @@ def test_what_dpkg_says_counts_before_what_the_program_says(programs: Path) -> N
     assert doctor.version_of(TOOLS) == (1, 12, 0)
 
 
+def test_what_only_tests_need_is_a_note_and_stops_nothing(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TEST_PACKAGES", (doctor.Package("postgresql", f"{programs}/*/bin/postgres", (13,)),))
+    assert "postgresql" in " ".join(doctor.notes())
+    assert "postgresql" not in texts(doctor.packages("node"))
+    for version in ("9", "15"):
+        (programs / version / "bin").mkdir(parents=True)
+        program(programs / version / "bin", "postgres", f"postgres (PostgreSQL) {version}.4")
+    assert doctor.tests_lack() == []
+
+
 def test_an_old_go_is_named(programs: Path) -> None:
     assert "go is missing: install Go 1.26 or newer" in texts(doctor.go())
     program(programs, "go", "go version go1.25.9 linux/amd64")

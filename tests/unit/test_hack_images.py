@@ -11,7 +11,8 @@ from hack.images import builder, host, recipes
 from hack.images.cache import REPOSITORY, BuildError, alone, key_of, remove, whole
 from hack.vllm import environment
 
-OPERATOR = recipes.RECIPES[0]
+OPERATOR, ROUTER = recipes.RECIPES[:2]
+BASES = recipes.Bases("base", "toolchain")
 REQUIREMENT = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==\S+ \\\n(?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
 )
@@ -28,16 +29,41 @@ def repository_with(folder: Path, recipe: recipes.Recipe) -> Path:
 @pytest.mark.parametrize("changed", [str(OPERATOR.containerfile), *OPERATOR.files, *recipes.WHEEL_SOURCES])
 def test_the_key_follows_every_file_that_goes_in(tmp_path: Path, changed: str) -> None:
     repository = repository_with(tmp_path, OPERATOR)
-    before = recipes.image_key(OPERATOR, "a:1", "base", repository)
-    assert recipes.image_key(OPERATOR, "a:1", "base", repository) == before
+    before = recipes.image_key(OPERATOR, "a:1", BASES, repository)
+    assert recipes.image_key(OPERATOR, "a:1", BASES, repository) == before
     (repository / changed).write_text("other", encoding="utf-8")
-    assert recipes.image_key(OPERATOR, "a:1", "base", repository) != before
+    assert recipes.image_key(OPERATOR, "a:1", BASES, repository) != before
 
 
 def test_the_key_follows_the_reference_and_the_base(tmp_path: Path) -> None:
     repository = repository_with(tmp_path, OPERATOR)
-    keys = {recipes.image_key(OPERATOR, i, b, repository) for i in ("a:1", "b:1") for b in ("x", "y")}
+    bases = (BASES, recipes.Bases("other", "toolchain"))
+    keys = {recipes.image_key(OPERATOR, image, base, repository) for image in ("a:1", "b:1") for base in bases}
     assert len(keys) == 4
+
+
+def test_only_an_image_that_compiles_follows_the_compilers_base(tmp_path: Path) -> None:
+    repository = repository_with(repository_with(tmp_path, OPERATOR), ROUTER)
+    bases = (BASES, recipes.Bases("base", "other"))
+    assert len({recipes.image_key(ROUTER, "a:1", base, repository) for base in bases}) == 2
+    assert len({recipes.image_key(OPERATOR, "a:1", base, repository) for base in bases}) == 1
+
+
+def test_the_routers_image_is_compiled_and_carries_no_compiler() -> None:
+    stages = (REPOSITORY / ROUTER.containerfile).read_text(encoding="utf-8").split("\nFROM ")[1:]
+    compiling = [stage for stage in stages if stage.startswith("${COMPILER} ")]
+    assert ["python3 -m hack.compile" in stage for stage in compiling] == [True]
+    copied = re.findall(r"^COPY (.*)$", stages[-1], re.MULTILINE)
+    folders = ("dependencies", "program")
+    assert copied == [f"--from={name} /opt/fairlead/{name} /opt/fairlead/{name}" for name in folders]
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES, ids=lambda recipe: recipe.name)
+def test_only_a_recipe_that_compiles_asks_for_a_compiler(recipe: recipes.Recipe) -> None:
+    text = (REPOSITORY / recipe.containerfile).read_text(encoding="utf-8")
+    assert (
+        ("ARG COMPILER=" in text) == recipe.compiles == ("compile" in recipe.built_on(recipes.Bases("run", "compile")))
+    )
 
 
 def test_a_compiled_file_does_not_change_a_folders_key(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The ledger over HTTP: routes, statuses, who may do what, reports."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from sqlalchemy import select
 
 from fairlead_operator.clock import SystemClock
-from fairlead_operator.ledger import app, places, reports
+from fairlead_operator.ledger import app, catalog, places, reports
 from fairlead_operator.ledger.app import MAX_BODY, Rules, Service
+from fairlead_operator.ledger.places import account_id
+from fairlead_operator.ledger.schema import audit
 from fairlead_operator.ledger.store import OverloadError, Store
 from fairlead_operator.ledger.usage import MAX_DIMS
 from fairlead_operator.tokens import FileKeys, Verifier
@@ -33,6 +37,7 @@ from fairlead_router.contract import (
     SyncRefusal,
     SyncRequest,
     UsageAnswer,
+    WriteOff,
     bin_upper_nano,
     cost_bin,
 )
@@ -44,8 +49,12 @@ PLATFORM = token("default", "ai-platform", "chat-1")
 TEAM = token("default", "team-a", "web-1")
 
 
+ONE = account_id(budget(), NOW, "", "")
+"""The account of the budget that most tests are about, in its first window."""
+
+
 class Clock:
-    """A wall clock that a test moves; waiting never ends."""
+    """A wall clock that a test sets, beside one that stands still; waiting never ends."""
 
     def __init__(self) -> None:
         self.wall = NOW
@@ -54,7 +63,7 @@ class Clock:
         return self.wall
 
     def monotonic(self) -> float:
-        return self.wall / 1000
+        return 0.0
 
     async def sleep(self, seconds: float) -> None:
         raise AssertionError(seconds)
@@ -98,7 +107,8 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     clock = Clock()
     verifier = Verifier(FileKeys(tmp_path / "jwks.json", ISSUER), SystemClock())
     store = Store(tmp_path / "ledger.db")
-    service = Service(store, verifier, clock, "e1", Rules("fairlead", frozenset({"ai-platform"}), 30_000))
+    store.submit(lambda connection: catalog.epoch(connection, lambda: "e1")).result()
+    service = Service(store, verifier, clock, Rules("fairlead", frozenset({"ai-platform"}), 30_000))
     transport = httpx.ASGITransport(app=service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://ledger") as client:
         yield Ledger(service, clock, client)
@@ -121,7 +131,7 @@ async def test_a_router_leases_and_charges(ledger: Ledger) -> None:
     first = await ledger.sync(asks=(ask(300),))
     assert (first.epoch, first.now, first.ttl_ms, first.budgets_version) == ("e1", NOW, 30_000, (1, 1))
     assert (first.accounts[0].budget, first.accounts[0].granted) == ("team-a/monthly", 300)
-    told = Holding(account=1, granted=300, charged=100, reserved=50)
+    told = Holding(account=ONE, granted=300, charged=100, reserved=50)
     await ledger.sync(seq=2, holdings=(told,), usage=(line(),))
     spend = await ledger.spend()
     assert (spend.charged, spend.leased, spend.reserved, spend.remaining) == (100, 200, 50, 850)
@@ -149,8 +159,8 @@ async def test_refusals_carry_what_the_router_needs(ledger: Ledger) -> None:
     assert (code, body.expected) == (409, 2)
     code, body = await status(token(pod="other"), session="s1", seq=2, replay=True)
     assert (code, body.retry_after_ms) == (425, 33_000)
-    code, body = await status(session="s1", seq=2, asks=(ask(1, klass=0),))
-    assert (code, "class 0" in body.reason) == (422, True)
+    code, body = await status(session="s1", seq=2, asks=(ask(1, klass=2),))
+    assert (code, "class 2" in body.reason) == (422, True)
     code, body = await status(TEAM, session="s2", seq=1, usage=(line(namespace="team-b"),))
     assert (code, "usage[0]" in body.reason) == (403, True)
     await ledger.sync(seq=2, close=Close(complete=True))
@@ -173,10 +183,10 @@ async def test_a_body_that_is_not_understood_is_refused(ledger: Ledger) -> None:
 async def test_an_overloaded_writer_answers_503_and_when_to_come_back(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_job: Any) -> Any:
+    def full(*_job: Any) -> Any:
         raise OverloadError("1000 messages wait to be written; nothing was applied")
 
-    monkeypatch.setattr(ledger.service.store, "submit", full)
+    monkeypatch.setattr(ledger.service.store, "apply", full)
     response = await ledger.send("POST", "/v1/sync", GATEWAY, SyncRequest(session="s1", seq=1))
     assert (response.status_code, refusal(response).retry_after_ms) == (503, app.BUSY_RETRY_MS)
 
@@ -210,6 +220,7 @@ async def test_a_budget_that_cannot_be_kept_is_named(ledger: Ledger, bad: dict[s
         ("PUT", "/v1/costs"),
         ("GET", "/v1/cards"),
         ("GET", "/v1/costs"),
+        ("POST", "/v1/write-off"),
     ],
 )
 async def test_only_the_operator_writes_budgets_and_prices(ledger: Ledger, method: str, path: str) -> None:
@@ -222,8 +233,8 @@ async def test_a_stored_card_never_changes_and_the_newest_is_answered(ledger: Le
     card = CardRow(pool="m/p", version=1, prompt_pico=1, cached_pico=2, output_pico=3, source="Seed", at_ms=4)
     other = msgspec.structs.replace(card, prompt_pico=9)
     newer = msgspec.structs.replace(card, version=2)
-    for cards in ((card,), (other,), (newer,)):
-        assert (await ledger.send("PUT", "/v1/cards", body=PutCards(cards=cards))).status_code == 200
+    for cards, status in (((card,), 200), ((newer, other), 409), ((newer, card), 200)):
+        assert (await ledger.send("PUT", "/v1/cards", body=PutCards(cards=cards))).status_code == status
     newest = await ledger.send("GET", "/v1/cards")
     assert msgspec.json.decode(newest.content, type=PutCards).cards == (newer,)
     every = await ledger.send("GET", "/v1/cards", pool="m/p")
@@ -247,6 +258,36 @@ async def test_costs_merge_by_their_maximum(ledger: Ledger) -> None:
 async def test_costs_that_cannot_be_are_refused(ledger: Ledger, bad: dict[str, Any]) -> None:
     body = PutCosts(costs=(msgspec.structs.replace(cost(1), **bad),))
     assert (await ledger.send("PUT", "/v1/costs", body=body)).status_code == 422
+
+
+async def test_what_a_dead_router_held_can_be_written_off(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    await ledger.sync(asks=(ask(300),))
+    body = WriteOff(namespace="team-a", name="monthly", window=1, session="s1", reason="the node burnt")
+    assert (await ledger.send("POST", "/v1/write-off", body=body)).status_code == 409
+    ledger.clock.wall += 31_000
+    await ledger.service.upkeep()
+    assert (await ledger.spend()).unreconciled == 300
+    done = await ledger.send("POST", "/v1/write-off", body=body)
+    assert (done.status_code, done.json()) == (200, {"amount": 300})
+    assert (await ledger.spend()).remaining == 1_000
+    assert (await ledger.send("POST", "/v1/write-off", body=body)).status_code == 404
+    rows = ledger.service.store.read(lambda connection: connection.execute(select(audit)).all())
+    assert [(row.who, row.what, row.at_ms) for row in rows] == [
+        ("fairlead/fairlead-operator", "WrittenOff", NOW + 31_000)
+    ]
+    assert "the node burnt" in rows[0].detail
+
+
+async def test_idle_replicas_lower_what_a_budget_that_counts_them_may_hold(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget(idle_namespaces=("models",)))
+    await ledger.sync(asks=(ask(10),), usage=(line(nano_usd=100),))
+    body = PutCosts(costs=(cost(600), cost(77, pool="other/chat"), cost(900, bucket=NOW - BUCKET_MS)))
+    assert (await ledger.send("PUT", "/v1/costs", body=body)).status_code == 200
+    answer = await ledger.sync(seq=2, holdings=(Holding(account=ONE, granted=10, need=495, first=495),))
+    assert (answer.accounts[0].limit, answer.accounts[0].verdict) == (500, "Wait")
+    answer = await ledger.sync(seq=3, holdings=(Holding(account=ONE, granted=10, need=490, first=490),))
+    assert answer.accounts[0].granted == 500
 
 
 # --- reports
@@ -276,7 +317,7 @@ async def test_the_numbers_are_those_of_the_fullest_account(ledger: Ledger) -> N
 async def test_a_refused_request_shows_as_reject_for_a_while(ledger: Ledger) -> None:
     await ledger.put_budgets(budget())
     await ledger.sync(asks=(ask(950),))
-    holding = Holding(account=1, granted=950, charged=950)
+    holding = Holding(account=ONE, granted=950, charged=950)
     await ledger.sync(seq=2, holdings=(msgspec.structs.replace(holding, need=100, first=100),))
     spend = await ledger.spend()
     assert (spend.action, spend.keys_limited, spend.remaining) == ("Reject", 1, 50)
@@ -330,6 +371,20 @@ async def test_a_team_sees_its_own_usage_and_its_own_pools_only(ledger: Ledger) 
     usage = await ledger.usage(TEAM, by="namespace", since=NOW)
     assert [row.group for row in usage.rows] == [("team-a",)]
     assert [row.pool for row in usage.costs] == ["team-a/own"]
+
+
+async def test_a_team_cannot_ask_for_the_usage_of_another(ledger: Ledger) -> None:
+    await ledger.sync(usage=(line(), line(namespace="team-b")))
+    assert (await ledger.send("GET", "/v1/usage", TEAM, namespace="team-b")).status_code == 403
+    assert len((await ledger.usage(TEAM, by="namespace", namespace="team-a", since=NOW)).rows) == 1
+
+
+async def test_usage_is_told_by_time_for_what_is_asked(ledger: Ledger) -> None:
+    lines = (line(), line(bucket=NOW - HOUR, nano_usd=70), line(feature="chat", nano_usd=9))
+    await ledger.sync(usage=lines)
+    usage = await ledger.usage(by="time", step=HOUR, feature="search", since=NOW - HOUR, until=NOW + HOUR)
+    assert [(row.group, row.nano_usd) for row in usage.rows] == [((str(NOW),), 100), ((str(NOW - HOUR),), 70)]
+    assert (await ledger.send("GET", "/v1/usage", by="time", step=5)).status_code == 422
 
 
 async def test_percentiles_come_from_the_bins_of_all_routers(ledger: Ledger) -> None:
@@ -386,6 +441,55 @@ async def test_it_is_ready_once_tokens_can_be_verified(ledger: Ledger) -> None:
     assert (await ledger.client.get("/healthz")).text == "ok"
 
 
+async def test_it_is_not_ready_while_the_disk_refuses_writes(ledger: Ledger) -> None:
+    await ledger.service.verifier.refresh()
+    await ledger.put_budgets(budget())
+    store = ledger.service.store
+
+    def ready_only(connection: Any, value: int) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={value}")
+
+    pages = store.read(lambda connection: connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+    await asyncio.wrap_future(store.submit(lambda connection: ready_only(connection, pages)))
+    many = tuple(line(feature=f"f{number}" * 40) for number in range(2_000))
+    refused = await ledger.send("POST", "/v1/sync", GATEWAY, SyncRequest(session="s1", seq=1, usage=many))
+    assert refused.status_code == 503
+    ready = await ledger.client.get("/readyz")
+    assert (ready.status_code, "full" in ready.text) == (503, True)
+    await asyncio.wrap_future(store.submit(lambda connection: ready_only(connection, 1 << 30)))
+    await ledger.sync(usage=many)
+    assert (await ledger.client.get("/readyz")).status_code == 200
+
+
+async def test_metrics_count_what_was_asked_for_in_vain_and_what_was_lost(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    await ledger.sync(asks=(ask(1_001),))
+    for seq in (9, 10):
+        await ledger.send("POST", "/v1/sync", GATEWAY, SyncRequest(session="s1", seq=seq))
+    text = (await ledger.client.get("/metrics")).text
+    assert 'fairlead_ledger_refused_demands_total{verdict="TooLarge"} 1.0' in text
+    assert 'fairlead_ledger_syncs_total{status="409"} 2.0' in text
+    assert "fairlead_ledger_losses_total 2.0" in text
+    assert "fairlead_ledger_recoveries_total 1.0" in text
+
+
+async def test_a_clock_that_all_routers_contradict_opens_no_window(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    for number in range(3):
+        await ledger.sync(session=f"s{number}", sent_at=NOW)
+    ledger.clock.wall += HOUR
+    late = [await ledger.sync(session=f"s{number}", seq=2, sent_at=NOW, asks=(ask(10),)) for number in range(3)]
+    assert [answer.unknown_budgets for answer in late] == [("team-a/monthly",)] * 3
+    await ledger.service.upkeep()
+    assert "fairlead_ledger_clock_suspect 1.0" in (await ledger.client.get("/metrics")).text
+    ledger.clock.wall = NOW
+    for number in range(3):
+        await ledger.sync(session=f"s{number}", seq=3, sent_at=NOW)
+    assert (await ledger.sync(session="s0", seq=4, sent_at=NOW, asks=(ask(10),))).accounts[0].granted == 10
+    await ledger.service.upkeep()
+    assert "fairlead_ledger_clock_suspect 0.0" in (await ledger.client.get("/metrics")).text
+
+
 async def test_metrics_tell_what_upkeep_found(ledger: Ledger) -> None:
     await ledger.put_budgets(budget())
     await ledger.sync(asks=(ask(100),))
@@ -408,5 +512,13 @@ async def test_usage_older_than_the_retention_is_dropped(ledger: Ledger) -> None
 async def test_the_interface_describes_itself(ledger: Ledger) -> None:
     document = (await ledger.client.get("/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
-    assert set(document["paths"]) == {"/v1/sync", "/v1/budgets", "/v1/cards", "/v1/costs", "/v1/spend", "/v1/usage"}
+    assert set(document["paths"]) == {
+        "/v1/sync",
+        "/v1/budgets",
+        "/v1/cards",
+        "/v1/costs",
+        "/v1/spend",
+        "/v1/usage",
+        "/v1/write-off",
+    }
     assert {"SyncRequest", "AccountAnswer", "LedgerBudget"} <= set(document["components"]["schemas"])

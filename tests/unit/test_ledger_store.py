@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 
+from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.main import read_settings
 from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
-from fairlead_operator.ledger.store import GROUP, OverloadError, Store, run_group
+from fairlead_operator.ledger.sqlite import GROUP
+from fairlead_operator.ledger.store import Job, OverloadError, Store, each, run_group
+from fairlead_operator.ledger.upkeep import RETENTION_MS, upkeep
 from fairlead_operator.tokens import ClusterKeys, FileKeys
 from fairlead_router.contract import Ask, Holding, PutBudgets, SpendAnswer, SyncAnswer, SyncRequest
 from tests.builders.ledger import ISSUER, budget, jwks, line, token
@@ -34,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_migrations_make_exactly_the_tables_that_the_code_uses(path: Path) -> None:
-    engine = open_engine(path, begin="BEGIN IMMEDIATE")
+    engine = open_engine(path)
     migrate(engine)
     migrate(engine)
     with engine.begin() as connection:
@@ -45,7 +49,7 @@ def test_migrations_make_exactly_the_tables_that_the_code_uses(path: Path) -> No
 
 
 def test_a_database_of_a_newer_version_is_left_alone(path: Path) -> None:
-    engine = open_engine(path, begin="BEGIN IMMEDIATE")
+    engine = open_engine(path)
     migrate(engine)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -82,16 +86,18 @@ def test_what_waits_is_committed_together(path: Path) -> None:
 
 
 def test_a_message_that_breaks_fails_alone(path: Path) -> None:
-    engine = open_engine(path, begin="BEGIN IMMEDIATE")
+    engine = open_engine(path)
     migrate(engine)
 
     def broken(_connection: Connection) -> None:
         raise ZeroDivisionError
 
-    jobs: list[tuple[Any, Future[Any]]] = [(put("a"), Future()), (broken, Future()), (put("b"), Future())]
-    run_group(engine, jobs)
-    assert (jobs[0][1].result(), jobs[2][1].result()) == ("a", "b")
-    assert isinstance(jobs[1][1].exception(), ZeroDivisionError)
+    futures = [Future[Any]() for _ in range(3)]
+    run_group(
+        engine, [Job(each, job, future) for job, future in zip((put("a"), broken, put("b")), futures, strict=True)]
+    )
+    assert (futures[0].result(), futures[2].result()) == ("a", "b")
+    assert isinstance(futures[1].exception(), ZeroDivisionError)
     with engine.begin() as connection:
         assert count(connection) == 2
     engine.dispose()
@@ -117,17 +123,97 @@ async def test_a_caller_that_goes_away_does_not_stop_the_writer(path: Path) -> N
     await asyncio.to_thread(store.close)
 
 
+async def test_items_of_one_handler_are_given_to_it_together_in_their_order(path: Path) -> None:
+    store = Store(path)
+    gate = threading.Event()
+    given: list[list[int]] = []
+
+    def doubled(_connection: Connection, items: Sequence[int]) -> list[int]:
+        given.append(list(items))
+        return [2 * item for item in items]
+
+    first = store.submit(lambda _connection: gate.wait(10))
+    waiting = asyncio.gather(*(store.apply(doubled, number) for number in range(10)))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await waiting == [2 * number for number in range(10)]
+    assert first.result(10)
+    assert given == [list(range(10))]
+    await asyncio.to_thread(store.close)
+
+
+async def test_an_item_that_breaks_fails_alone_and_one_whose_caller_went_away_is_still_written(path: Path) -> None:
+    store = Store(path)
+    gate = threading.Event()
+
+    def stored(connection: Connection, items: Sequence[str]) -> list[str]:
+        return [put("" if item == "bad" and 1 / 0 else item)(connection) for item in items]
+
+    store.submit(lambda _connection: gate.wait(10))
+    waiting = [asyncio.ensure_future(store.apply(stored, item)) for item in ("a", "bad", "gone", "b")]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    gate.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert (results[0], type(results[1]), results[3]) == ("a", ZeroDivisionError, "b")
+    assert store.read(count) == 3
+    await asyncio.to_thread(store.close)
+
+
+def test_more_than_can_wait_is_refused_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead_operator.ledger.store.WAITING", 2)
+    store = Store(path)
+    started, gate = threading.Event(), threading.Event()
+
+    def hold(_connection: Connection) -> bool:
+        started.set()
+        return gate.wait(10)
+
+    store.submit(hold)
+    started.wait(10)
+    waiting = [store.submit(put(key)) for key in ("a", "b")]
+    with pytest.raises(OverloadError, match="2 messages wait"):
+        store.submit(put("c"))
+    gate.set()
+    assert [job.result(10) for job in waiting] == ["a", "b"]
+    store.close()
+
+
+def test_what_the_ledger_did_is_kept_within_bounds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead_operator.ledger.upkeep.AUDIT_ROWS", 3)
+    store = Store(path)
+    now = 2 * RETENTION_MS
+    rows = [{"at_ms": at, "who": "o", "what": "w", "detail": str(at)} for at in (1, now - 4, now - 3, now - 2, now - 1)]
+    store.submit(lambda connection: sql.write(connection, sql.ADD_AUDIT, rows)).result(10)
+    store.submit(lambda connection: upkeep(connection, now, 1)).result(10)
+    kept = store.read(
+        lambda connection: connection.execute(text("SELECT at_ms FROM audit ORDER BY id")).scalars().all()
+    )
+    assert kept == [now - 3, now - 2, now - 1]
+    store.close()
+
+
 def test_settings_come_from_arguments_then_the_environment() -> None:
     environment = {"FAIRLEAD_DATABASE": "/l.db", "FAIRLEAD_NAMESPACE": "fl", "FAIRLEAD_PLATFORM_NAMESPACES": "a, b,"}
     settings = read_settings([], environment)
-    assert (settings.database, settings.port) == (Path("/l.db"), 8080)
+    assert (settings.database, settings.port) == ("/l.db", 8080)
     assert (settings.rules.release, settings.rules.platform) == ("fl", frozenset({"a", "b"}))
     assert isinstance(settings.keys, ClusterKeys)
     own = read_settings(["--database", "x.db", "--listen", "[::1]:9", "--jwks", "k.json", "--issuer", "i"], environment)
-    assert (own.database, own.port, own.keys) == (Path("x.db"), 9, FileKeys(Path("k.json"), "i"))
+    assert (own.database, own.port, own.keys) == ("x.db", 9, FileKeys(Path("k.json"), "i"))
 
 
-@pytest.mark.parametrize("arguments", [["--listen", "8080"], ["--listen", "h:x"], ["--jwks", "k.json"]])
+def test_a_database_may_be_postgresqls_and_a_command_names_its_file() -> None:
+    settings = read_settings([], {"FAIRLEAD_DATABASE": "postgresql://h/d", "FAIRLEAD_SYNCHRONOUS_STANDBY": "true"})
+    assert (settings.database, settings.synchronous_standby, settings.command) == ("postgresql://h/d", True, "")
+    assert (command := read_settings(["backup", "x.db"], {})).command == "backup"
+    assert command.file == Path("x.db")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--listen", "8080"], ["--listen", "h:x"], ["--jwks", "k.json"], ["--database", "mysql://h/d"], ["backup"], ["x"]],
+)
 def test_arguments_that_cannot_be_used_end_the_program(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         read_settings(arguments, {})
@@ -203,19 +289,20 @@ def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(tmp_pa
 
 def talk(url: str, name: str, acknowledged: dict[str, tuple[int, int]], done: threading.Event) -> None:
     """A router that charges 7 with each message, until the ledger is gone."""
-    who, seq, charged, granted = token(pod=name), 0, 0, 0
+    who, seq, charged, granted, account = token(pod=name), 0, 0, 0, 0
     with httpx.Client(base_url=url, headers={"authorization": f"Bearer {who}"}, timeout=5) as client:
         while not done.is_set():
             seq += 1
             asks = () if granted else (Ask(budget="team-a/monthly", namespace="", need=1_000_000, first=1),)
             charge = 7 if granted else 0
-            holdings = (Holding(account=1, granted=granted, charged=charged + charge),) if granted else ()
+            holdings = (Holding(account=account, granted=granted, charged=charged + charge),) if granted else ()
             message = SyncRequest(session=name, seq=seq, holdings=holdings, asks=asks, usage=(line(nano_usd=charge),))
             try:
                 response = client.post("/v1/sync", content=msgspec.json.encode(message))
             except httpx.HTTPError:
                 return
             assert response.status_code == 200, response.text
-            granted = msgspec.json.decode(response.content, type=SyncAnswer).accounts[0].granted
+            first = msgspec.json.decode(response.content, type=SyncAnswer).accounts[0]
+            granted, account = first.granted, first.account
             charged += charge
             acknowledged[name] = (seq, charged)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from fairlead_operator.cli import key
-from fairlead_operator.cli.key import UsageError, config_map, new_key, parse_expires, place
+from fairlead_operator.cli.ask import UsageError
+from fairlead_operator.cli.key import config_map, new_key, parse_expires, place
 from fairlead_operator.cli.main import main
 from fairlead_operator.decide.api_keys import key_fact
 from tests.builders.resources import make_budget

@@ -73,8 +73,21 @@ def test_a_fallback_without_a_price_counts_for_the_budgets_of_those_who_may_be_s
         namespaces={"ai-platform": {}, "team-a": {}},
     )
     made = compile_all(snapshot, read_settings({}))
-    assert unpriced(snapshot, made.inputs, made.callers, ("ai-platform",)) == ("ai-platform/spare",)
-    assert unpriced(snapshot, made.inputs, made.callers, ("team-a",)) == ()
+    assert unpriced(made, ("ai-platform",)) == ("ai-platform/spare",)
+    assert unpriced(made, ("team-a",)) == ()
+
+
+def test_a_budget_of_models_minds_only_the_pools_that_these_names_reach() -> None:
+    policies = [make_policy("chat").parsed(), make_policy("extract").parsed()]
+    snapshot = Snapshot(
+        pools={one.key: one for one in (chat().parsed(), make_pool("extract").parsed())},
+        policies={one.key: one for one in policies},
+        namespaces={"ai-platform": {}},
+    )
+    made = compile_all(snapshot, read_settings({}))
+    assert unpriced(made, ("ai-platform",), ("extract", "other")) == ("ai-platform/extract",)
+    assert unpriced(made, ("ai-platform",), ("other",)) == ()
+    assert unpriced(made, ("ai-platform",)) == ("ai-platform/chat", "ai-platform/extract")
 
 
 @pytest.mark.parametrize("text", ["-1.0", "1.1234567", "007", "123456789012345678"])

@@ -1,6 +1,8 @@
 """What the leader tells the ledger and reads from it, also when the ledger is silent, refuses or knows better."""
 
 import random
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import msgspec
 import pytest
 
 from fairlead_operator.config_feed import ConfigFeed
-from fairlead_operator.decide.facts import PodFact, node_fact
+from fairlead_operator.decide.facts import NodeFact, PodFact, node_fact
+from fairlead_operator.decide.node_prices import NodePrice, NodePrices
+from fairlead_operator.decide.pricing import PriceList
 from fairlead_operator.decide.rates import PoolCard, Rates
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.api import Api
@@ -16,7 +20,7 @@ from fairlead_operator.kube.cluster import Cluster, Departed, Snapshot
 from fairlead_operator.kube.election import Election, Seat
 from fairlead_operator.kube.queue import Key, WorkQueue
 from fairlead_operator.ledger_client import LedgerClient
-from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.prices.book import Prices
 from fairlead_operator.reconcile.books import Books
 from fairlead_operator.reconcile.ledger_sync import COSTS_EVERY_S, SPEND_EVERY_S, LedgerSync, Parts, cost_per_thousand
 from fairlead_router.contract import (
@@ -114,6 +118,7 @@ class FakeLedger(LedgerClient):
         self.answer = SpendList()
         self.stored = PutCosts()
         self.asked: list[str] = []
+        self.questions: list[tuple[str, int, dict[str, str]]] = []
 
     def _ask(self, call: str) -> None:
         self.asked.append(call)
@@ -154,8 +159,9 @@ class FakeLedger(LedgerClient):
         self._ask("spend")
         return self.answer
 
-    async def usage(self, by: str, since_ms: int, until_ms: int) -> UsageAnswer:
+    async def usage(self, by: str, since_ms: int, until_ms: int, **filters: str) -> UsageAnswer:
         self._ask("usage")
+        self.questions.append((by, until_ms - since_ms, filters))
         return UsageAnswer(since=since_ms, until=until_ms, by=(by,))
 
 
@@ -187,6 +193,17 @@ class FakeElection(Election):
         return self.renews
 
 
+class ListAndNodes(Prices):
+    """The list of a file, and what a test lets OpenCost say of nodes."""
+
+    def __init__(self, path: Path, desk: "Desk") -> None:
+        super().__init__(path, desk.clock)
+        self._desk = desk
+
+    def read(self) -> PriceList:
+        return replace(super().read(), node_prices=NodePrices(self._desk.open_cost))
+
+
 class Desk:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock(1_795_172_700_000)  # five minutes into a quarter hour
@@ -197,13 +214,14 @@ class Desk:
         self.election = FakeElection(self.clock)
         self.queue = WorkQueue(self.clock, random.Random(1))  # noqa: S311 - spreads retries
         self.wanted: tuple[LedgerBudget, ...] = ()
+        self.open_cost: Mapping[str, NodePrice] = {}
         prices = folder / "prices.yaml"
         prices.write_text(PRICES, encoding="utf-8")
         self.sync = LedgerSync(
             Parts(
                 client=self.ledger,
                 cluster=self.cluster,
-                prices=PriceFile(prices),
+                prices=ListAndNodes(prices, self),
                 books=self.books,
                 feed=self.feed,
                 election=self.election,
@@ -306,6 +324,33 @@ async def test_the_newest_version_of_a_card_goes_on(desk: Desk) -> None:
     await desk.sync.round()
     assert desk.books.cards_known
     assert desk.books.cards["ai-platform/chat"].version == 2
+
+
+async def test_cards_are_read_again_when_it_is_not_known_which_the_ledger_has(desk: Desk) -> None:
+    await desk.sync.round()
+    await desk.sync.round()
+    assert desk.ledger.asked.count("cards") == 1
+    desk.books.cards["ai-platform/chat"] = PoolCard(1, Rates(1, 1, 1), "Seed", 1)
+    desk.books.cards_known = False
+    await desk.sync.round()
+    assert desk.books.cards_known
+    assert desk.books.cards["ai-platform/chat"].version == 2
+    assert desk.ledger.asked.count("cards") == 2
+    assert desk.ledger.card_rows == []
+
+
+async def test_a_pod_whose_price_is_open_costs_is_billed_also_after_that_price_is_gone(desk: Desk) -> None:
+    bare = NodeFact("n1", {}, {"nvidia.com/gpu": "8"})
+    desk.cluster.now = Snapshot(pools={POOL.key: POOL}, nodes={"n1": bare}, pods=(pod("p1", desk.clock.now_ms()),))
+    node = NodePrice(8 * 3_600_000_000, 1, desk.clock.now_ms(), desk.clock.now_ms())
+    desk.open_cost = {"n1": node}
+    await desk.sync.round()
+    await desk.clock.advance(COSTS_EVERY_S)
+    await desk.sync.round()
+    desk.open_cost = {}
+    await desk.clock.advance(COSTS_EVERY_S)
+    await desk.sync.round()
+    assert _bill(desk) == 20_000_000
 
 
 async def test_the_bill_goes_on_where_the_ledger_has_it_and_ends_with_the_pod(desk: Desk) -> None:

@@ -1,7 +1,7 @@
 """One pool's reconcile: what it writes and tells, what it remembers and forgets, and what refuses it."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,18 @@ import pytest
 from prometheus_client import generate_latest
 
 from fairlead_operator.config_feed import ConfigFeed
-from fairlead_operator.decide.facts import pod_fact, time_text
+from fairlead_operator.decide.facts import NodeFact, pod_fact, time_text
+from fairlead_operator.decide.node_prices import OpenCostSource
+from fairlead_operator.decide.rates import PoolCard, Rates, card_of
+from fairlead_operator.decide.signals import Report
 from fairlead_operator.errors import ApiError, LedgerError
 from fairlead_operator.kube.api import Api
 from fairlead_operator.kube.cluster import Cluster, Snapshot
 from fairlead_operator.kube.events import Recorder
 from fairlead_operator.kube.queue import Key, WorkQueue
 from fairlead_operator.ledger_client import LedgerClient
-from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.prices.book import Prices
+from fairlead_operator.prices.prometheus import Prometheus, PrometheusError
 from fairlead_operator.reconcile.books import Books
 from fairlead_operator.reconcile.children import Children
 from fairlead_operator.reconcile.configuration import Compiler
@@ -27,7 +31,7 @@ from fairlead_operator.reconcile.statuses import Statuses
 from fairlead_operator.settings import read_settings
 from fairlead_operator.signals.scrape import Scraper
 from fairlead_operator.telemetry import Telemetry
-from fairlead_router.contract import PutCards
+from fairlead_router.contract import CardRow, PoolSignals, PutCards, Signals
 from tests.builders.decisions import NOW, pod_object
 from tests.builders.resources import PoolBuilder, make_pool
 from tests.fakes.api_server import FakeApiServer, Fault
@@ -38,6 +42,12 @@ PRICES = """
 accelerators: [{resourceName: nvidia.com/gpu, perHour: "2.95", effectiveFrom: "2026-01-01", source: c}]
 rateCard:
   seeds: {default: {promptTokensPerSecond: 1000, cachedTokensPerSecond: 10000, outputTokensPerSecond: 100}}
+"""
+
+
+OPEN_COST = f"""
+openCost: {{url: "http://prometheus:9090"}}
+{PRICES.partition("accelerators")[0]}rateCard{PRICES.partition("rateCard")[2]}
 """
 
 
@@ -52,6 +62,8 @@ class View(Cluster):
     def __init__(self, server: FakeApiServer) -> None:
         self._server = server
         self.pods: list[dict[str, Any]] = []
+        self.nodes: list[NodeFact] = []
+        self.updated = 1
         self.builder: PoolBuilder | None = make_pool("chat-8b").variant("h100").autoscaling(8)
 
     def snapshot(self) -> Snapshot:
@@ -59,9 +71,13 @@ class View(Cluster):
             return Snapshot()
         raw = self._server.get("modelpools", "ai-platform", "chat-8b") or self.builder.obj()
         live = self._server.get("deployments", "ai-platform", "chat-8b-h100")
+        if live is not None:
+            seen = live["metadata"].get("generation", 0)
+            live = {**live, "status": {"observedGeneration": seen, "replicas": 1, "updatedReplicas": self.updated}}
         return Snapshot(
             pools={"ai-platform/chat-8b": self.builder.parsed()},
             raw={KEY: raw},
+            nodes={node.name: node for node in self.nodes},
             pods=tuple(pod_fact(body) for body in self.pods),
             created_ms={f"ai-platform/{one['metadata']['name']}": one["created"] for one in self.pods},
             children={} if live is None else {("Deployment", "ai-platform", "chat-8b-h100"): live},
@@ -71,26 +87,37 @@ class View(Cluster):
 class Ledger(LedgerClient):
     def __init__(self) -> None:
         self.answers = True
+        self.told: list[CardRow] = []
 
     async def put_cards(self, cards: PutCards) -> None:
-        assert cards.cards
+        (card,) = cards.cards
+        self.told.append(card)
         if not self.answers:
             raise LedgerError("PUT cards", "no answer")
+
+
+class FakePrometheus(Prometheus):
+    answers = True
+
+    async def ask(self, source: OpenCostSource, queries: Sequence[str]) -> list[Any]:
+        if not self.answers:
+            raise PrometheusError(f"{source.url}: no answer")
+        return [[{"metric": {"node": "gpu-1"}, "value": [1, "12"]}] for _ in queries]
 
 
 class Desk:
     def __init__(self, server: FakeApiServer, session: aiohttp.ClientSession, folder: Path) -> None:
         self.server, self.clock, self.view, self.ledger = server, FakeClock(NOW), View(server), Ledger()
-        api, settings, feed = Api(session, server.url), read_settings({}), ConfigFeed((), "fairlead")
-        prices = folder / "prices.yaml"
-        prices.write_text(PRICES, encoding="utf-8")
+        api, settings, feed = Api(session, server.url), read_settings({}), ConfigFeed(("ai-platform",), "fairlead")
+        self.prices, self.prometheus = folder / "prices.yaml", FakePrometheus()
+        self.list_prices(PRICES)
         self.context = Context(
             api=api,
             cluster=self.view,
             compiler=Compiler(self.view, feed, settings, tuple),
             feed=feed,
             scraper=Scraper(session, Tokens(), self.clock),
-            prices=PriceFile(prices),
+            prices=Prices(self.prices, self.clock, self.prometheus),
             ledger=self.ledger,
             books=Books(cards_known=True),
             children=Children(api),
@@ -102,6 +129,29 @@ class Desk:
             clock=self.clock,
         )
         self.reconcile = PoolReconciler(self.context)
+        self.served = 0
+
+    def list_prices(self, text: str) -> None:
+        self.prices.write_text(text, encoding="utf-8")
+
+    async def serve(self, minutes: int) -> None:
+        """Minutes in which one replica's slots are full: output at twice the seeds' speed, nothing else."""
+        if not self.view.pods:
+            self.has_pod("one", NOW, NOW)
+        for _ in range(minutes * 3):
+            await self.clock.advance(20)
+            self.served += 20 * 200
+            pool = PoolSignals(pool="ai-platform/chat-8b", running=256, output_tokens_total=self.served)
+            signals = Signals(router="ai-platform/one", config_version="", endpoints_version="", pools=(pool,))
+            report = Report("ai-platform/one", self.clock.now_ms(), signals)
+            self.context.scraper._reports["ai-platform/one"] = report
+            await self.reconcile(KEY)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        raw = self.server.get("modelpools", "ai-platform", "chat-8b")
+        assert raw is not None
+        return dict(raw["status"])
 
     def has_pod(self, name: str, created_ms: int, ready_ms: int) -> None:
         body = pod_object(name)
@@ -225,9 +275,135 @@ async def test_a_card_that_the_ledger_has_not_taken_does_not_count_and_blames_no
     status, reason, message = desk.condition("PriceKnown")
     assert (status, reason) == ("False", "LedgerUnreachable")
     assert "seeds" not in message
+    await desk.reconcile(KEY)
+    assert len(desk.ledger.told) == 1, "until the ledger has said what it has, no other card is told"
     desk.ledger.answers = True
+    desk.context.books.cards_known = True
     await desk.reconcile(KEY)
     assert desk.condition("PriceKnown")[:2] == ("True", "Priced")
+
+
+async def test_a_card_is_told_once_until_its_rates_change(desk: Desk) -> None:
+    for _ in range(3):
+        await desk.reconcile(KEY)
+    assert [card.version for card in desk.ledger.told] == [1]
+    desk.list_prices(PRICES.replace("2.95", "3.95"))
+    for _ in range(3):
+        await desk.reconcile(KEY)
+    assert [card.version for card in desk.ledger.told] == [1, 2]
+    assert desk.status["rate"]["version"] == 2
+    assert desk.status["variants"][0]["pricePerAcceleratorHour"] == "3.95"
+
+
+async def test_a_price_that_is_taken_out_of_the_list_leaves_no_card_until_it_is_back(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    desk.list_prices("")
+    await desk.reconcile(KEY)
+    status, reason, message = desk.condition("PriceKnown")
+    assert (status, reason) == ("False", "NoPrice")
+    assert "OpenCost is not configured" in message
+    assert message.endswith("Add it to prices.accelerators in the chart's values.")
+    assert "rate" not in desk.status
+    assert "PriceUnknown" in desk.events
+    desk.list_prices(PRICES)
+    await desk.reconcile(KEY)
+    assert desk.condition("PriceKnown")[0] == "True"
+    assert [card.version for card in desk.ledger.told] == [1], "the same rates are the same version"
+
+
+async def test_open_cost_prices_what_the_list_does_not_and_says_so(desk: Desk) -> None:
+    desk.view.nodes = [NodeFact("gpu-1", {}, {"nvidia.com/gpu": "4"})]
+    desk.list_prices(OPEN_COST)
+    await desk.reconcile(KEY)
+    assert desk.condition("PriceKnown")[0] == "False"
+    await desk.context.prices.refresh()
+    await desk.reconcile(KEY)
+    (variant,) = desk.status["variants"]
+    assert variant["pricePerAcceleratorHour"] == "3.00"
+    assert variant["priceSource"] == "OpenCost: 12.000000 USD an hour for node gpu-1 / 4 nvidia.com/gpu"
+    assert desk.status["rate"]["version"] == 1
+
+
+async def test_while_open_cost_is_away_its_prices_hold_and_then_the_pool_has_none(desk: Desk) -> None:
+    desk.view.nodes = [NodeFact("gpu-1", {}, {"nvidia.com/gpu": "4"})]
+    desk.list_prices(OPEN_COST)
+    await desk.context.prices.refresh()
+    await desk.reconcile(KEY)
+    desk.prometheus.answers = False
+    for minutes, status in ((59, "True"), (1, "False")):
+        await desk.clock.advance(60 * minutes)
+        await desk.context.prices.refresh()
+        await desk.reconcile(KEY)
+        assert desk.condition("PriceKnown")[0] == status
+    assert "OpenCost has given no prices since 11:00:00Z" in desk.condition("PriceKnown")[2]
+    assert "rate" not in desk.status
+    assert len(desk.ledger.told) == 1
+
+
+async def test_a_new_leader_keeps_the_card_until_open_cost_has_answered_it_or_its_time_is_over(desk: Desk) -> None:
+    desk.view.nodes = [NodeFact("gpu-1", {}, {"nvidia.com/gpu": "4"})]
+    desk.list_prices(OPEN_COST)
+    desk.prometheus.answers = False
+    desk.context.books.cards["ai-platform/chat-8b"] = PoolCard(7, Rates(3, 2, 1), "Seed", NOW - 1)
+    await desk.reconcile(KEY)
+    status, _, message = desk.condition("PriceKnown")
+    assert status == "Unknown"
+    assert "Requests are charged by card 7 until OpenCost has answered." in message
+    assert desk.status["rate"]["version"] == 7
+    assert "PriceUnknown" not in desk.events
+    await desk.clock.advance(3600)
+    await desk.reconcile(KEY)
+    assert desk.condition("PriceKnown")[0] == "False"
+    assert "rate" not in desk.status
+
+
+async def test_a_busy_pool_is_charged_what_it_was_measured_to_do(desk: Desk) -> None:
+    """Tokens come twice as fast as the seeds say, in the seeds' own proportions."""
+    await desk.serve(minutes=29)
+    assert desk.status["rate"]["source"] == "Seed"
+    assert "capacity not measured yet, 25m of 30m of busy time" in desk.condition("PriceKnown")[2]
+    await desk.serve(minutes=34)
+    rate = desk.status["rate"]
+    assert (rate["version"], rate["source"]) == (2, "Measured")
+    assert rate["outputPerMillionTokens"] == "6.145833", "three quarters of 8.194444, one step towards the half of it"
+    assert "0.5 of the seeds'" in desk.condition("PriceKnown")[2]
+    assert desk.ledger.told[-1].source.startswith("Measured 750000/750000/750000 ppm of seeds, ")
+    await desk.serve(minutes=61)
+    assert desk.status["rate"]["outputPerMillionTokens"] == "4.609375"
+    assert [card.version for card in desk.ledger.told] == [1, 2, 3], "one message a version"
+
+
+async def test_a_pool_in_a_teams_namespace_keeps_its_seeds_and_says_so(desk: Desk) -> None:
+    desk.context.feed.platform = frozenset({"elsewhere"})
+    await desk.serve(minutes=62)
+    assert desk.status["rate"]["source"] == "Seed"
+    assert "only pools of platform namespaces are measured" in desk.condition("PriceKnown")[2]
+    assert [card.version for card in desk.ledger.told] == [1]
+
+
+async def test_nothing_is_measured_while_pods_are_being_replaced(desk: Desk) -> None:
+    desk.view.updated = 0
+    await desk.serve(minutes=62)
+    assert "0m of 30m of busy time" in desk.condition("PriceKnown")[2]
+    assert desk.status["rate"]["source"] == "Seed"
+
+
+async def test_a_measured_card_survives_a_change_of_the_leader(desk: Desk) -> None:
+    await desk.serve(minutes=62)
+    stored, books = desk.ledger.told[-1], desk.context.books
+    books.pools.clear()
+    books.cards = {stored.pool: card_of(stored)}
+    await desk.reconcile(KEY)
+    assert desk.ledger.told[-1] is stored
+    assert desk.status["rate"]["source"] == "Measured"
+
+
+async def test_other_settings_of_the_engine_are_charged_by_seeds_at_once(desk: Desk) -> None:
+    await desk.serve(minutes=62)
+    assert desk.view.builder is not None
+    desk.view.builder = desk.view.builder.engine(maxContextTokens=1024)
+    await desk.reconcile(KEY)
+    assert (desk.status["rate"]["version"], desk.status["rate"]["source"]) == (3, "Seed")
 
 
 def _metrics(context: Context) -> bytes:

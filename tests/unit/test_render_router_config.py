@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from fairlead_operator.decide.budgets import UNCOUNTABLE, budget_problems
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.rates import PoolCard, Rates
 from fairlead_operator.render.ledger_budgets import covered_namespaces, ledger_budget
@@ -16,7 +17,7 @@ from fairlead_operator.render.router_config import (
     compile_config,
     compile_endpoints,
 )
-from fairlead_router.contract import Card, FallbackConfig, Issuer, PolicyConfig, WeightedPool
+from fairlead_router.contract import Card, FallbackConfig, Issuer, PolicyConfig, TemporaryIncrease, WeightedPool
 from fairlead_router.policy import build_index
 from tests.builders.decisions import NOW, USD, pod
 from tests.builders.resources import PolicyBuilder, make_budget, make_policy, make_pool
@@ -158,6 +159,83 @@ def test_a_platform_budget_covers_the_namespaces_that_it_selects() -> None:
     assert covered_namespaces(platform, NAMESPACES, ("ai-platform",)) == ("search", "support")
     team = make_budget("fleet", "support").for_all_namespaces().parsed()
     assert covered_namespaces(team, NAMESPACES, ("ai-platform",)) == ("support",)
+
+
+def test_models_of_a_budget_reach_the_routers_in_one_order() -> None:
+    budgets = [make_budget("b").for_models(*names).parsed() for names in (("b", "a"), ("a", "b"))]
+    sent = [compile_config([], [], [BudgetInput(one, ("team-a",))], RELEASE) for one in budgets]
+    assert sent[0].config.budgets[0].models == ("a", "b")
+    assert sent[0].version == sent[1].version
+    (every,) = compile_config([], [], [BudgetInput(make_budget("b").parsed(), ("team-a",))], RELEASE).config.budgets
+    assert every.models == ()
+
+
+@pytest.mark.parametrize("action", ["Alert", "Pace", "Deprioritize", "Downgrade", "RejectBatch"])
+def test_only_a_budget_that_keeps_headroom_has_batch_lease_apart(action: str) -> None:
+    budget = make_budget("b").alert(50).action(action, 80).parsed()
+    (one,) = compile_config([], [], [BudgetInput(budget, ("team-a",))], RELEASE).config.budgets
+    assert one.batch_apart == (action == "RejectBatch")
+
+
+def test_a_fallback_for_downgraded_callers_reaches_the_routers() -> None:
+    policy = make_policy("chat").route("all", "a").fallback("all", "b", "Downgraded")
+    one = policy_of([pool("a", 8192), pool("b", 8192)], policy)
+    assert one.routes[0].fallbacks == (FallbackConfig(pool="ai-platform/b", when=("Downgraded",)),)
+
+
+def test_every_action_reaches_the_ledger_from_the_lowest_percent_on() -> None:
+    budget = make_budget("b").action("Pace", 90).alert(80).action("RejectBatch", 85).alert(90).parsed()
+    sent = [(one.at_percent, one.action) for one in ledger_budget(budget, ()).actions]
+    assert sent == [(80, "Alert"), (85, "RejectBatch"), (90, "Alert"), (90, "Pace")]
+
+
+def test_idle_counts_in_the_namespaces_that_are_covered_and_only_when_included() -> None:
+    assert ledger_budget(make_budget("b").with_idle().parsed(), ("a", "b")).idle_namespaces == ("a", "b")
+    assert ledger_budget(make_budget("b").parsed(), ("a", "b")).idle_namespaces == ()
+
+
+@pytest.mark.parametrize(
+    ("until", "at"),
+    [
+        ("2026-11-20T11:00:00Z", NOW),
+        ("2026-11-20T12:00:00+01:00", NOW),
+        ("2026-11-20T11:00:00.5Z", NOW + 500),
+        ("0001-01-01T00:00:00+10:00", -62_135_632_800_000),
+    ],
+)
+def test_an_increase_ends_at_the_instant_that_is_written(until: str, at: int) -> None:
+    sent = ledger_budget(make_budget("b").increase("0.5", until).parsed(), ()).temporary_increase
+    assert sent == TemporaryIncrease(amount=USD // 2, until=at)
+
+
+def test_an_increase_is_in_the_unit_of_its_budget() -> None:
+    loop = make_budget("b").limit(200, unit="Requests").increase(50).parsed()
+    sent = ledger_budget(loop, ()).temporary_increase
+    assert sent is not None
+    assert sent.amount == 50
+
+
+@pytest.mark.parametrize("until", ["2016-12-31T23:59:60Z", "soon", "", "2026-02-30T00:00:00Z"])
+def test_an_increase_until_no_time_is_left_out_and_told(until: str) -> None:
+    budget = make_budget("b").increase(1, until).parsed()
+    assert ledger_budget(budget, ()).temporary_increase is None
+    (problem,) = budget_problems(budget, (), {"UTC"})
+    assert (problem.reason, problem.path) == ("InvalidArgument", "spec.temporaryIncrease.until")
+
+
+@pytest.mark.parametrize("amount", ["999999999999", "1152921504"])
+def test_an_increase_above_what_can_be_counted_is_left_out_and_told(amount: str) -> None:
+    budget = make_budget("b").limit(1).increase(amount).parsed()
+    assert ledger_budget(budget, ()).temporary_increase is None
+    (problem,) = budget_problems(budget, (), {"UTC"})
+    assert (problem.reason, problem.path) == ("InvalidArgument", "spec.temporaryIncrease.amount")
+    assert problem.reason not in UNCOUNTABLE
+
+
+def test_the_largest_increase_that_can_be_counted_is_taken() -> None:
+    budget = make_budget("b").limit(1).increase("1152921503").parsed()
+    assert budget_problems(budget, (), {"UTC"}) == ()
+    assert ledger_budget(budget, ()).temporary_increase is not None
 
 
 def test_a_budget_for_the_ledger_is_in_its_unit() -> None:

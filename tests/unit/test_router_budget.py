@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from fairlead_router.budget import MAX_ASKS, MAX_STATEMENTS, Claim, Purse, Reservation, Shortage, Wallet
+from fairlead_router.budget import CLASS, MAX_ASKS, MAX_STATEMENTS, Claim, Purse, Reservation, Shortage, Wallet
 from fairlead_router.contract import AccountAnswer, BudgetConfig, Window
+from fairlead_router.records import key_of
 from tests.builders.router import budget
 
 DAY = 86_400_000
@@ -112,8 +113,8 @@ def test_the_next_window_is_asked_for_before_the_old_one_ends_and_used_from_its_
     following = Window(id=2, start=NOW_MS + DAY, end=NOW_MS + 2 * DAY)
     label = f"{config.namespace}/{config.name}"
     wallet.take(AccountAnswer(account=2, budget=label, namespace="support", window=following, granted=9), shortly, 1.0)
-    assert purse.live(shortly) is wallet.holdings[1]
-    assert purse.live(NOW_MS + DAY) is wallet.holdings[2]
+    assert purse.live(shortly) is wallet.holdings[key_of(1, CLASS)]
+    assert purse.live(NOW_MS + DAY) is wallet.holdings[key_of(2, CLASS)]
 
 
 def test_a_recall_gives_back_all_that_is_free_and_keeps_what_is_reserved() -> None:
@@ -188,7 +189,7 @@ class WalletMachine(RuleBasedStateMachine):
 
     @rule(account=st.sampled_from([1, 2]), amount=st.integers(0, 100), recall=st.booleans())
     def grant(self, account: int, amount: int, recall: bool) -> None:
-        if account in self.wallet.holdings or self.totals[account] == 0:
+        if key_of(account, CLASS) in self.wallet.holdings or self.totals[account] == 0:
             self.totals[account] += amount
             granted(self.wallet, self.configs[account], self.totals[account], account, recall=recall)
 
@@ -220,7 +221,7 @@ class WalletMachine(RuleBasedStateMachine):
         for told in self.wallet.statements(NOW_MS, 0.0, everything=everything):
             assert told.granted - told.returned - told.charged + told.unbacked >= told.reserved
             assert not told.final
-            assert told.account in before
+            assert key_of(told.account, told.klass) in before
 
     @invariant()
     def out_covers_what_is_reserved(self) -> None:
@@ -251,7 +252,7 @@ def test_holdings_that_do_not_fit_one_message_come_with_the_next_and_those_that_
             account=account, budget="support/support", namespace="support", key=key, window=WINDOW, granted=5, limit=5
         )
         wallet.take(answer, NOW_MS, 0.0)
-    last = wallet.purses["support/support", "support", f"sa:{MAX_STATEMENTS + 100}"]
+    last = wallet.purses["support/support", "support", f"sa:{MAX_STATEMENTS + 100}", CLASS]
     last.waiting = last.first = 50
     told = list(wallet.statements(NOW_MS, 0.0, everything=False))
     assert (len(told), told[0].account, told[0].need) == (MAX_STATEMENTS, MAX_STATEMENTS + 100, 50)
@@ -259,7 +260,7 @@ def test_holdings_that_do_not_fit_one_message_come_with_the_next_and_those_that_
     for holding in wallet.holdings.values():
         holding.dirty = True
     again = {holding.account for holding in wallet.statements(NOW_MS, 0.0, everything=False)}
-    assert again | {holding.account for holding in told} == set(wallet.holdings)
+    assert again | {holding.account for holding in told} == {held.account for held in wallet.holdings.values()}
 
 
 def test_accounts_that_requests_wait_for_are_asked_for_before_others() -> None:

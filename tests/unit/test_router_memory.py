@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from fairlead_router import app
+from fairlead_router.app import MAX_OWNERS
 from fairlead_router.contract import RouterConfig
 from fairlead_router.plan import MAX_PLANS, Lane, Owner, Plan
+from fairlead_router.policy import Caller, Labels
 from fairlead_router.server import Client
 from fairlead_router.structs import Known
 from tests.builders.router import POOL, Station, api_key, budget, chat, configuration, policy, station, until
@@ -59,15 +60,15 @@ async def test_callers_with_accounts_of_their_own_share_none(engine: FakeEngine)
         assert sorted(purse.key for lane in lanes for purse, _ in lane.purses) == [f"key:caller-{n}" for n in range(3)]
 
 
-async def test_the_oldest_caller_is_let_go_and_all_that_was_made_for_it(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "MAX_OWNERS", 3)
-    async with station(of_callers(9, per="Caller"), {POOL: (await engine.start(),)}, lease=LEASE) as at:
+async def test_the_oldest_caller_is_let_go_and_all_that_was_made_for_it(engine: FakeEngine) -> None:
+    async with station(of_callers(5, per="Caller"), {POOL: (await engine.start(),)}, lease=LEASE) as at:
         before = alive(Owner, Plan, Lane)
-        await ask_all(at, range(9))
-        assert [caller.name for caller, _ in at.router._owners] == [f"key:caller-{number}" for number in (6, 7, 8)]
-        await until(lambda: alive(Owner, Plan, Lane) - before == Counter(Owner=3, Plan=3, Lane=3), "their end")
+        await ask_all(at, range(5))
+        for number in range(MAX_OWNERS - 2):
+            at.router.owner(Caller("support", f"other-{number}"), Labels())
+        assert [caller.name for caller, _ in at.router._owners][:3] == ["key:caller-3", "key:caller-4", "other-0"]
+        expected = Counter(Owner=MAX_OWNERS, Plan=2, Lane=2)
+        await until(lambda: alive(Owner, Plan, Lane) - before == expected, "their end")
 
 
 async def test_a_new_configuration_lets_go_of_all_plans(engine: FakeEngine) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fairlead_router import lease
 from fairlead_router.contract import (
     AccountAnswer,
     LedgerBudget,
@@ -22,6 +21,7 @@ from fairlead_router.contract import (
     Verdict,
 )
 from fairlead_router.control import LedgerPeer, Peer, Token
+from fairlead_router.lease import BUDGET_WAIT_S
 from fairlead_router.local_lease import LocalLease
 from tests.builders import ledger as ledger_builders
 from tests.builders.router import (
@@ -212,10 +212,13 @@ class Verdicts(LocalLease):
 
     def __init__(self, verdict: Verdict, used: int = 85, retry_after_ms: int = 0) -> None:
         super().__init__({"support/support": 10**9}, lambda: int(time.time() * 1000))
-        self._said = {"verdict": verdict, "used": used * 10**7, "retry_after_ms": retry_after_ms, "granted": 0}
+        self._said = {
+            "verdict": verdict, "used": used * 10**7, "retry_after_ms": retry_after_ms, "granted": 0,
+            "pace_per_hour": 1_380_000_000,
+        }  # fmt: skip
 
-    def _grant(self, account: int, want: int, first: int) -> AccountAnswer:
-        answer = super()._grant(account, 0 * want, 0 * first)
+    def _grant(self, account: int, klass: int, want: int, first: int) -> AccountAnswer:
+        answer = super()._grant(account, klass, 0 * want, 0 * first)
         return msgspec.structs.replace(answer, **self._said)
 
 
@@ -231,22 +234,20 @@ async def test_a_budget_that_is_paced_says_when_to_come_back(engine: FakeEngine)
     error = answer.json()["error"]
     assert error["type"] == "rate_limit_error"
     assert re.fullmatch(
-        r"Budget support/support is at 85% and is spread over the time until \S+Z\. Try again in 13s\.",
+        r"Budget support/support is at 85% and is spread over the time until \S+Z at 1\.380000 USD an hour; "
+        r"this request can cost 0\.\d{6} USD\. Try again in 13s\. Priority Batch waits first\.",
         error["message"],
     )
     assert not engine.receipts
 
 
-async def test_a_ledger_that_recovers_is_waited_for_and_then_counts_as_unreachable(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "BUDGET_WAIT_S", 0.3)
+async def test_a_ledger_that_recovers_is_waited_for_and_then_counts_as_unreachable(engine: FakeEngine) -> None:
     config = configuration(budgets=(budget(),))
     async with station(config, {POOL: (await engine.start(),)}, transport=Verdicts("Recovering")) as at:
         await until(at.session.fresh, "the session")
         before = at.router.now()
         answer = await at.ask(chat())
-        assert at.router.now() - before >= 0.3
+        assert at.router.now() - before >= BUDGET_WAIT_S
     assert (answer.status, answer.code) == (503, "ledger_unreachable")
     assert answer.headers["retry-after"] == "2"
     assert not engine.receipts

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import ssl
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import fairlead_router
+from fairlead_router import main
 from fairlead_router.contract import (
     AUDIENCE_ROUTER,
     AUDIENCE_SIGNALS,
@@ -49,7 +52,8 @@ from tests.builders.router import (
 from tests.fakes.engine import Behaviour, FakeEngine
 from tests.ports import free_ports
 
-ROOT = Path(__file__).parents[2]
+PACKAGES = str(Path(fairlead_router.__file__).parents[1])
+"""Where the package lies that these tests run on: its sources, or those and what was compiled of them."""
 
 
 @dataclass
@@ -101,7 +105,7 @@ async def program(*arguments: str, **environment: str) -> AsyncIterator[Program]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", str(port),
         "--admin-port", str(admin), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "router-sidecar"), **environment},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGES, **environment},
     )  # fmt: skip
     found = Program(process, port, admin)
     assert process.stdout is not None
@@ -144,6 +148,8 @@ async def test_a_router_runs_from_files_alone(engine: FakeEngine, tmp_path: Path
         assert (await router.ask(b"POST /metrics HTTP/1.1\r\nhost: x\r\n\r\n", router.admin)).status == 404
         assert await router.stop() == 0
     assert not [line for line in router.log if "exception" in line]
+    (first,) = [line for line in map(json.loads, router.log) if line.get("event") == "Listening"]
+    assert first["compiled"] is (os.environ.get("FAIRLEAD_COMPILED") == "1")
 
 
 async def test_only_the_operator_reads_signals(engine: FakeEngine, tmp_path: Path) -> None:
@@ -348,7 +354,7 @@ async def ended(*arguments: str, **environment: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fairlead_router.main", "--listen", "127.0.0.1", "--port", "0", "--admin-port", "0",
         *arguments, stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "router-sidecar"), **environment},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGES, **environment},
     )  # fmt: skip
     try:
         async with asyncio.timeout(20):
@@ -481,6 +487,51 @@ async def test_requests_come_over_tls_and_only_over_tls_where_a_certificate_is_g
         wire.writer.close()
         await until(lambda: engine.receipts[-1].aborted, "the engine's abort")
     assert not [line for line in router.log if "exception" in line]
+
+
+async def shaken(port: int, trusting: ssl.SSLContext) -> bool:
+    """Whether a new connection is served with a certificate that is trusted here."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+    except ssl.SSLCertVerificationError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_renewed_certificate_serves_new_connections_and_a_broken_one_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(main, "_RENEW_S", 0.02)
+    caplog.set_level(logging.INFO, "fairlead_router.main")
+    tls = self_signed(tmp_path)
+    settings = read_settings((), tls)
+    context = main.tls_context(settings)
+    assert context is not None
+    cert = tmp_path / "tls.crt"
+    old = ssl.create_default_context(cafile=cert)
+    renewing = asyncio.create_task(main._renew(context, settings))
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await shaken(port, old)
+        cert.write_text("not yet whole", encoding="utf-8")
+        os.utime(cert, (1, 1))
+        await until(lambda: "cannot be used, the old one stays" in caplog.text, "the complaint")
+        assert await shaken(port, old)
+        cert.unlink()
+        await asyncio.sleep(0.1)
+        assert await shaken(port, old)
+        assert not renewing.done()
+        self_signed(tmp_path)
+        os.utime(cert, (2, 2))
+        new = ssl.create_default_context(cafile=cert)
+        await until(lambda: "certificate renewed" in caplog.text, "the renewal")
+        assert await shaken(port, new)
+        assert not await shaken(port, old)
+        assert caplog.text.count("certificate renewed") == 1
+    renewing.cancel()
+    await asyncio.gather(renewing, return_exceptions=True)
 
 
 # --- doors that are open, and those that say why they are not ---

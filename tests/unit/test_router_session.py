@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from fairlead_router.budget import Claim, Reservation, Wallet
+from fairlead_router.budget import CLASS, Claim, Reservation, Shortage, Wallet
 from fairlead_router.contract import AccountAnswer, SyncRequest, Window
 from fairlead_router.lease import Clocks, Outcome, Session
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.metering import Dimension, Row, Spent, UsageBook
 from tests.builders.router import budget, until
+
+TALK = "the session's talk with the ledger"
 
 
 @dataclass
@@ -78,7 +80,7 @@ async def desk(limit: int = 1_000) -> AsyncIterator[Desk]:
         usage=book.take,
         report=lambda _: None,
     )
-    task = asyncio.create_task(session.run())
+    task = asyncio.create_task(session.run(), name=TALK)
     try:
         yield Desk(session, network, book, boot)
     finally:
@@ -169,7 +171,7 @@ async def test_a_goodbye_returns_everything_and_says_so() -> None:
         reservation = await at.reserve(100)
         assert isinstance(reservation, Reservation)
         at.session.settle(reservation, [40])
-        task = next(task for task in asyncio.all_tasks() if "Session.run" in repr(task))
+        task = next(task for task in asyncio.all_tasks() if task.get_name() == TALK)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await at.session.close(1)
@@ -221,4 +223,43 @@ async def test_a_request_that_waits_for_one_budget_keeps_what_is_held_of_the_oth
         assert at.session.wait([Claim(rich, 1), Claim(poor, 10)], lambda _: None) is not None
         count = len(at.network.applied)
         await until(lambda: len(at.network.applied) > count, "the next message")
-        assert wallet.purses["support/loop", "support", "wf"] is rich
+        assert wallet.purses["support/loop", "support", "wf", CLASS] is rich
+
+
+async def test_a_wait_that_the_ledger_never_heard_of_ends_without_a_verdict() -> None:
+    async with desk() as at:
+        await until(lambda: at.network.applied, "the first message")
+        assert isinstance(await at.reserve(100), Reservation)
+        at.network.plan.extend(["lose request"] * 60)
+        assert await at.reserve(5_000) is None
+
+
+async def test_a_wait_of_which_the_ledger_heard_ends_with_what_it_said() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(900), Reservation)
+        outcome = await at.reserve(500)
+        assert isinstance(outcome, Shortage)
+        assert outcome.lack == "Exhausted"
+
+
+async def hush() -> None:
+    """End the session's own talk with the ledger."""
+    task = next(task for task in asyncio.all_tasks() if task.get_name() == TALK)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_goodbye_is_said_again_until_it_is_heard() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(100), Reservation)
+        await hush()
+        at.network.plan.extend(["lose request", "lose answer"])
+        assert await at.session.close(5)
+        assert at.network.applied[-1].close is not None
+
+
+async def test_a_goodbye_that_nobody_hears_ends_in_time() -> None:
+    async with desk() as at:
+        await hush()
+        at.network.plan.extend(["lose request"] * 99)
+        assert not await at.session.close(0.5)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fairlead_router import exchange, queueing, retries
 from fairlead_router.contract import (
     Card,
     FallbackConfig,
@@ -17,7 +16,9 @@ from fairlead_router.contract import (
     UsageLine,
     WeightedPool,
 )
+from fairlead_router.exchange import MAX_TRIES
 from fairlead_router.policy import build_index
+from fairlead_router.retries import SHARE_DIVISOR
 from tests.builders.router import (
     CARD,
     LONG_POOL,
@@ -76,6 +77,13 @@ def shown(metric: str, at: Station) -> list[str]:
 
 @pytest.fixture
 async def third() -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+async def fourth() -> AsyncIterator[FakeEngine]:
     engine = FakeEngine()
     yield engine
     await engine.stop()
@@ -212,14 +220,12 @@ async def test_a_pool_without_room_is_stood_in_for_after_the_routes_wait(engine:
         assert (await first).headers["x-fairlead-pool"] == "chat-8b"
 
 
-async def test_a_pool_whose_line_is_full_is_stood_in_for_at_once(
-    engine: FakeEngine, other: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queueing, "MAX_LENGTH", 1)
+async def test_a_pool_whose_line_is_full_is_stood_in_for_at_once(engine: FakeEngine, other: FakeEngine) -> None:
     gate = asyncio.Event()
     engine.behaviour = Behaviour(hold=gate)
     addresses = {POOL: (await engine.start(),), LONG_POOL: (await other.start(),)}
     async with station(backed("Saturated", slots=1), addresses) as at:
+        at.router._lines[POOL].most = 1
         waiting = [asyncio.create_task(at.ask(chat())) for _ in range(2)]
         await until(lambda: at.router._lines[POOL].held.value == 1, "a full line")
         assert (await at.ask(chat())).headers["x-fairlead-pool"] == "chat-8b-long"
@@ -243,15 +249,15 @@ async def test_a_replica_that_is_left_alone_does_not_keep_a_request_from_the_fal
 
 
 async def test_a_pool_that_refuses_everything_is_not_hit_several_times_over(
-    engine: FakeEngine, other: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, other: FakeEngine
 ) -> None:
-    monkeypatch.setattr(retries, "FLOOR_PER_S", 0)
     engine.behaviour = other.behaviour = BUSY
     async with station(addresses={POOL: (await engine.start(), await other.start())}) as at:
+        at.router.retries_of(POOL).floor_per_s = 0
         answers = [await at.ask(chat()) for _ in range(60)]
         assert {(answer.status, answer.code) for answer in answers} == {(502, "upstream_error")}
         sent = len(engine.receipts) + len(other.receipts)
-        assert sent == 60 + 60 // retries.SHARE_DIVISOR
+        assert sent == 60 + 60 // SHARE_DIVISOR
         assert sorted(shown("fairlead_retries_total", at)) == [
             f'fairlead_retries_total{{pool="{POOL}",result="no_budget"}} 48.0',
             f'fairlead_retries_total{{pool="{POOL}",result="tried"}} 12.0',
@@ -259,16 +265,15 @@ async def test_a_pool_that_refuses_everything_is_not_hit_several_times_over(
 
 
 async def test_a_request_is_tried_a_few_times_only(
-    engine: FakeEngine, other: FakeEngine, third: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, other: FakeEngine, third: FakeEngine, fourth: FakeEngine
 ) -> None:
-    monkeypatch.setattr(exchange, "MAX_TRIES", 2)
-    engines = (engine, other, third)
+    engines = (engine, other, third, fourth)
     for one in engines:
         one.behaviour = BUSY
     async with station(addresses={POOL: tuple([await one.start() for one in engines])}) as at:
         answer = await at.ask(chat())
-        assert "(2 tried;" in answer.json()["error"]["message"]
-    assert sum(len(one.receipts) for one in engines) == 2
+        assert f"({MAX_TRIES} tried;" in answer.json()["error"]["message"]
+    assert sum(len(one.receipts) for one in engines) == MAX_TRIES < len(engines)
 
 
 # --- priority ---
@@ -327,13 +332,11 @@ async def test_a_priority_that_is_none_is_refused_before_anything_runs(engine: F
     assert not engine.receipts
 
 
-async def test_a_full_line_sheds_batch_for_who_has_more_right_to_wait(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queueing, "MAX_LENGTH", 1)
+async def test_a_full_line_sheds_batch_for_who_has_more_right_to_wait(engine: FakeEngine) -> None:
     gate = asyncio.Event()
     engine.plan.append(Behaviour(hold=gate))
     async with station(narrow(), {POOL: (await engine.start(),)}) as at:
+        at.router._lines[POOL].most = 1
         first = await crowd(at, engine)
         batch = asyncio.create_task(at.ask(chat("batch"), x_fairlead_priority="Batch"))
         await until(lambda: at.router._lines[POOL].held.value == 1, "a full line")

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fairlead_router import exchange
 from fairlead_router.app import Place
 from fairlead_router.contract import AUDIENCE_ROUTER, Endpoint, Endpoints, PoolEndpoints
+from fairlead_router.exchange import MAX_BOUNCES, Exchange
 from tests.builders.router import POOL, Station, Wire, chat, post, quick, station, token, until
 from tests.fakes.engine import Behaviour, FakeEngine
 
@@ -321,16 +321,21 @@ async def test_a_request_that_meets_a_draining_replica_waits_for_the_one_that_co
 
 
 async def test_a_replica_that_drains_for_ever_is_not_asked_for_ever(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    monkeypatch.setattr(exchange, "MAX_BOUNCES", 0)
     path = str(tmp_path_factory.mktemp("run") / "engine.sock")
     await engine.start(path)
     place = Place(pod="ai-platform/chat-8b-h100-x", pool=POOL, engine=path)
     async with station(place=place) as target, station(addresses={POOL: (f"127.0.0.1:{target.port}",)}) as entry:
         entry.router.hop_token = token("fairlead", "fairlead-gateway", AUDIENCE_ROUTER).encode()
         target.router.drain()
-        refused = await entry.ask(chat())
+        asked = asyncio.create_task(entry.ask(chat()))
+        await until(lambda: entry.router._lines[POOL].held.value == 1, "a request that was sent on")
+        (client,) = entry.clients._open
+        exchange = client._handler
+        assert isinstance(exchange, Exchange)
+        exchange._bounces = MAX_BOUNCES
+        refused = await asked
         assert (refused.status, refused.code) == (502, "upstream_error")
 
 

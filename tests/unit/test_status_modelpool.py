@@ -1,6 +1,7 @@
 """ModelPool's conditions, figures and Events, in the words that people read."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -289,6 +290,21 @@ def test_pods_that_end_cost_and_those_without_a_node_do_not() -> None:
 
 def test_a_pod_of_a_variant_without_a_price_leaves_the_cost_unknown() -> None:
     assert "costPerHour" not in modelpool_status(view(pods=(pod(variant="removed"),)), {}, NOW)
+
+
+def test_while_open_cost_has_still_to_be_heard_the_card_of_before_counts_and_its_price_is_unknown() -> None:
+    bare = VariantPrice("h100", None, None, "", "Variant h100 has no price.")
+    status, reason, message = condition(view(prices={"h100": bare}, awaited=True), "PriceKnown")
+    assert (status, reason) == ("Unknown", "NoPrice")
+    assert message == "Variant h100 has no price. Requests are charged by card 7 until OpenCost has answered."
+    assert condition(view(prices={"h100": bare}, awaited=True, card=None), "PriceKnown")[0] == "False"
+
+
+def test_what_the_card_was_cut_from_is_told_with_the_prices_and_shown_as_one_word() -> None:
+    measured = replace(CARD, source="Measured 750000/750000/750000 ppm of seeds, 0a1b2c3d")
+    shown = view(card=measured, capacity="the seeds' proportions scaled")
+    assert condition(shown, "PriceKnown")[2].endswith("; the seeds' proportions scaled.")
+    assert modelpool_status(shown, {}, NOW)["rate"]["source"] == "Measured"
 
 
 def test_a_card_that_the_ledger_has_not_taken_yet_blames_no_seeds() -> None:

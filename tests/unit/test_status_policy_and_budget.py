@@ -11,10 +11,9 @@ from fairlead_operator.decide.models import Callers, Conflict
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.render.router_config import PoolInput
 from fairlead_operator.status.costbudget import BudgetView, costbudget_status
-from fairlead_operator.status.events import events_of_costbudget, events_of_routingpolicy
+from fairlead_operator.status.events import Event, events_of_costbudget, events_of_routingpolicy
 from fairlead_operator.status.routingpolicy import PolicyView, routingpolicy_status
-from fairlead_router.contract import KeySpend, SpendAnswer, Window
-from tests.builders.decisions import NOW, USD
+from tests.builders.decisions import NOW, USD, spend
 from tests.builders.resources import make_budget, make_policy, make_pool
 from tests.golden_files import assert_golden
 
@@ -35,40 +34,6 @@ def policy(**fields: Any) -> PolicyView:
     return PolicyView(**(usual | fields))
 
 
-def spend(charged: int = 1610 * USD, **fields: Any) -> SpendAnswer:
-    key = KeySpend(
-        namespace="support",
-        key="",
-        charged=charged,
-        leased=5 * USD,
-        reserved=2 * USD,
-        unreconciled=USD // 2,
-        unbacked=0,
-        counted_from=NOW - 86_400_000,
-    )
-    usual: dict[str, Any] = {
-        "namespace": "support",
-        "name": "support",
-        "unit": "USD",
-        "per": "Namespace",
-        "limit": 2300 * USD,
-        "extra": 0,
-        "charged": charged,
-        "leased": 5 * USD,
-        "reserved": 2 * USD,
-        "unreconciled": USD // 2,
-        "unbacked": 0,
-        "remaining": 0,
-        "window": Window(id=3, start=NOW - 86_400_000, end=NOW + 86_400_000),
-        "window_label": "2026-11",
-        "counted_from": NOW - 86_400_000,
-        "action": "None",
-        "keys": (key,),
-        "keys_total": 1,
-    }
-    return SpendAnswer(**(usual | fields))
-
-
 def budget(**fields: Any) -> BudgetView:
     usual: dict[str, Any] = {
         "budget": make_budget("support", "support").limit(2300).parsed(),
@@ -83,6 +48,12 @@ def budget(**fields: Any) -> BudgetView:
 def condition(status: dict[str, Any], kind: str) -> tuple[str, str, str]:
     found = next(item for item in status["conditions"] if item["type"] == kind)
     return found["status"], found["reason"], found["message"]
+
+
+def told(before: BudgetView, after: BudgetView, writer: str = "") -> tuple[Event, ...]:
+    """The Events of what happened between two views."""
+    old = costbudget_status(before, {}, NOW)
+    return events_of_costbudget(old, costbudget_status(after, old, NOW), after, writer)
 
 
 def policy_condition(view: PolicyView, kind: str) -> tuple[str, str, str]:
@@ -207,12 +178,10 @@ def test_a_budget_that_is_used_up_says_until_when() -> None:
             "2026-11-21T11:00:00Z."
         ),
     )
-    before, after = costbudget_status(budget(), {}, NOW), costbudget_status(view, {}, NOW)
-    (event,) = events_of_costbudget(before, after)
+    (event,) = told(budget(), view)
     assert (event.type, event.reason) == ("Warning", "BudgetAction")
     assert event.message == (
-        "None to Reject: 2300.50 of 2300.00 (100%) by support; requests that do not fit are refused until "
-        "2026-11-21T11:00:00Z"
+        "None to Reject: 2300.50 of 2300 USD (100%); requests that do not fit are refused until 2026-11-21T11:00Z"
     )
 
 
@@ -224,10 +193,8 @@ def test_several_full_accounts_are_counted() -> None:
 
 
 def test_an_alert_is_an_event_of_its_own() -> None:
-    before = costbudget_status(budget(), {}, NOW)
-    after = costbudget_status(budget(spend=spend(action="Alert")), before, NOW)
-    (event,) = events_of_costbudget(before, after)
-    assert (event.type, event.message) == ("Normal", "None to Alert: 1610.50 of 2300.00 (70%) by support")
+    (event,) = told(budget(), budget(spend=spend(1610 * USD - USD // 2, active=("Alert",))))
+    assert (event.type, event.message) == ("Normal", "None to Alert: 1610.00 of 2300 USD (70%)")
 
 
 def test_audit_is_ready_and_not_enforced() -> None:
@@ -255,8 +222,9 @@ def test_a_silent_ledger_keeps_the_last_figures_and_is_told_once() -> None:
     after = costbudget_status(budget(spend=None, ledger_silent_s=90), before, NOW)
     assert after["spent"] == before["spent"]
     assert condition(after, "WithinBudget")[:2] == ("Unknown", "LedgerUnreachable")
-    assert [event.reason for event in events_of_costbudget(before, after)] == ["LedgerUnreachable"]
-    assert events_of_costbudget(after, after) == ()
+    silent = budget(spend=None, ledger_silent_s=90)
+    assert [event.reason for event in events_of_costbudget(before, after, silent)] == ["LedgerUnreachable"]
+    assert events_of_costbudget(after, after, silent) == ()
 
 
 def test_pools_without_a_price_are_named_to_usd_budgets_only() -> None:
@@ -278,12 +246,12 @@ def test_a_budget_that_is_not_counted_says_so_and_shows_no_figures() -> None:
     assert budget_condition(view, "WithinBudget")[:2] == ("Unknown", "NotAccepted")
     after = costbudget_status(view, before, NOW)
     assert "spent" not in after
-    assert [event.reason for event in events_of_costbudget(before, after)] == ["LimitTooLarge"]
+    assert [event.reason for event in events_of_costbudget(before, after, view)] == ["LimitTooLarge"]
 
 
 def test_while_requests_are_refused_what_routers_hold_counts_as_used() -> None:
     key = msgspec.structs.replace(spend().keys[0], charged=58 * USD, leased=42 * USD, reserved=0, unreconciled=0)
-    for action, percent in (("None", 58), ("Alert", 58), ("Reject", 100)):
+    for action, percent in (("None", 58), ("Reject", 100)):
         status = costbudget_status(budget(spend=spend(limit=100 * USD, action=action, keys=(key,))), {}, NOW)
         assert (status["spent"], status["usedPercent"], status["activeAction"]) == ("58.00", percent, action)
 

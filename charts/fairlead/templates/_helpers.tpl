@@ -155,9 +155,9 @@ Call with the list of names; an hour outlives a restart of the API server, which
 {{- $ports | uniq | toJson -}}
 {{- end -}}
 
-{{- /* port of the collector of traces: that of its address, or its scheme's */ -}}
-{{- define "fairlead.collectorPort" -}}
-{{- $url := urlParse .Values.router.tracing.endpoint -}}
+{{- /* port of an http or https address: its own, or its scheme's */ -}}
+{{- define "fairlead.port" -}}
+{{- $url := urlParse . -}}
 {{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) -}}
 {{- end -}}
 

@@ -18,7 +18,8 @@ from kubernetes.aio.config import ConfigException, list_kube_config_contexts
 from pydantic import ValidationError
 
 from fairlead_operator.api.v1alpha1 import CostBudget, EventReason
-from fairlead_operator.cli.cost import DAY_MS, aligned
+from fairlead_operator.cli.ask import DAY_MS, UsageError
+from fairlead_operator.cli.cost import aligned
 from fairlead_operator.clock import Clock, SystemClock
 from fairlead_operator.decide.api_keys import (
     API_KEYS,
@@ -49,10 +50,6 @@ REFUSED, USAGE_ERROR, UNREACHABLE = 1, 2, 3
 UNCONFIRMED = "Unconfirmed"
 CORE_EVENTS = "/api/v1/namespaces/{namespace}/events"
 DEFAULT_KUBECONFIG = "~/.kube/config"
-
-
-class UsageError(ValueError):
-    """The command line cannot be used; the text says what can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,41 +7,34 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
-import aiohttp
 import msgspec
 
-from fairlead_operator.cli import key
-from fairlead_operator.cli.cost import Span, cost_table, parse_dimensions, parse_since
+from fairlead_operator.cli import focus, key, simulate
+from fairlead_operator.cli.ask import DAY_MS, FINE, USAGE_ERROR, UsageError, add_ledger, ledger, parse_time, trouble
+from fairlead_operator.cli.cost import TIME, Span, cost_csv, cost_table, parse_dimensions
 from fairlead_operator.errors import LedgerError
-from fairlead_operator.ledger_client import LedgerClient
-from fairlead_router.contract import UsageAnswer
+from fairlead_operator.units import parse_duration_ms
+from fairlead_router.contract import BUCKET_MS, UsageAnswer
 
-USAGE_ERROR = 2
-LEDGER_ERROR = 1
-
-
-class FileToken:
-    """The token of one file, whatever the audience: the file's owner chose it for the ledger."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def token(self, _audience: str) -> str:
-        """The file's present content."""
-        return self._path.read_text(encoding="utf-8").strip()
+FILTERS = ("namespace", "caller", "feature", "model", "pool")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 = done, 1 = refused or the ledger did not answer, 2 = a wrong command line, 3 = no cluster."""
+    """Run one command.
+
+    0 = done, 1 = refused, or something needs a look, 2 = a wrong command line, 3 = whoever was asked did not answer.
+    """
     options = _parser(os.environ).parse_args(arguments)
-    if options.command == "version":
-        print(f"fairlead {version('fairlead')}")
-        return 0
     if options.command == "key":
         return key.run(options)
-    return _cost(options, time.time_ns() // 1_000_000)
+    try:
+        print(COMMANDS[options.command](options, time.time_ns() // 1_000_000))
+    except UsageError as error:
+        return _complain(str(error), USAGE_ERROR)
+    except LedgerError as error:
+        return _complain(*trouble(error))
+    return FINE
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -49,41 +42,77 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
     key.add_parser(commands)
-    cost = commands.add_parser("cost", help="who spent what: charged + idle = the bill")
-    cost.add_argument("--by", default="namespace", help="dimensions, such as namespace,pool (default namespace)")
-    cost.add_argument("--since", default="24h", help="how far back, such as 90m, 24h or 7d (default 24h)")
-    cost.add_argument("-o", "--output", choices=["table", "json"], default="table")
-    ledger = environment.get("FAIRLEAD_LEDGER_URL", "http://127.0.0.1:8080")
-    cost.add_argument("--ledger", default=ledger, help=f"address of the ledger (default {ledger})")
-    folder = environment.get("FAIRLEAD_TOKENS_DIR", "/var/run/fairlead/tokens")
-    cost.add_argument(
-        "--token-file",
-        type=Path,
-        default=Path(folder) / "ledger",
-        help="ServiceAccount token with audience fairlead.dev/ledger (default: the operator's own)",
-    )
+    _add_cost(commands, environment)
+    simulate.add_parser(commands, environment)
     return parser
 
 
-def _cost(options: argparse.Namespace, now_ms: int) -> int:
-    try:
-        span = Span(now_ms - parse_since(options.since), now_ms)
-        by = parse_dimensions(options.by)
-    except ValueError as error:
-        return _complain(str(error), USAGE_ERROR)
-    try:
-        answer = asyncio.run(_usage(options.ledger, options.token_file, by, span))
-    except LedgerError as error:
-        return _complain(f"{error}. Is --ledger right? Outside: kubectl port-forward svc/fairlead-ledger", LEDGER_ERROR)
-    render: Callable[[UsageAnswer], str] = cost_table if options.output == "table" else _json
-    print(render(answer))
-    return 0
+def _add_cost(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environment: Mapping[str, str]) -> None:
+    cost = commands.add_parser("cost", help="who spent what: charged + idle = the bill")
+    cost.add_argument("what", nargs="?", choices=["export"], help="export: every charge, for other tools")
+    cost.add_argument("--by", default="namespace", help="dimensions, such as namespace,pool (default namespace)")
+    cost.add_argument("--since", default="24h", help="from when: 90m, 24h, 7d, 2026-11-01 (default 24h)")
+    cost.add_argument("--until", default="now", help="up to when, written like --since (default now)")
+    cost.add_argument("--step", default="", help="length of a row of --by time, such as 15m, 1h, 24h (default 1h)")
+    cost.add_argument("-n", "--namespace", default=None, help="only callers of this namespace")
+    for name in FILTERS[1:]:
+        cost.add_argument(f"--{name}", default=None, help=f"only this {name}")
+    cost.add_argument("-o", "--output", choices=["table", "json", "csv"], default="table")
+    cost.add_argument("--format", choices=["focus"], default="focus", help="of export: FOCUS 1.2 as CSV")
+    cost.add_argument("--billing-account", default="fairlead", help="of export: BillingAccountId (default fairlead)")
+    add_ledger(cost, environment)
 
 
-async def _usage(url: str, token_file: Path, by: tuple[str, ...], span: Span) -> UsageAnswer:
-    async with aiohttp.ClientSession() as session:
-        client = LedgerClient(session, url, FileToken(token_file))
-        return await client.usage(",".join(by), span.since_ms, span.until_ms)
+def _version(_options: argparse.Namespace, _now_ms: int) -> str:
+    return f"fairlead {version('fairlead')}"
+
+
+def _cost(options: argparse.Namespace, now_ms: int) -> str:
+    span = _cost_span(options, now_ms)
+    only = {name: value for name in FILTERS if (value := getattr(options, name)) is not None}
+    if options.what == "export":
+        return asyncio.run(_export(options, span, only))
+    by = parse_dimensions(options.by)
+    if TIME in by:
+        only["step"] = str(_step(options.step or "1h"))
+    elif options.step:
+        raise UsageError("--step is the length of a row of --by time: add time to --by")
+    answer = asyncio.run(_usage(options, by, span, only))
+    return RENDERS[options.output](answer)
+
+
+def _cost_span(options: argparse.Namespace, now_ms: int) -> Span:
+    since, until = (parse_time(getattr(options, name), f"--{name}", now_ms) for name in ("since", "until"))
+    if since >= until:
+        raise UsageError(f"--since {options.since} is not before --until {options.until}")
+    return Span(since, until)
+
+
+def _step(text: str) -> int:
+    try:
+        step = parse_duration_ms(text)
+    except ValueError:
+        step = 0
+    if step <= 0 or step % BUCKET_MS:
+        raise UsageError(f"--step {text[:40]!r} is no length of a row: write a multiple of 15m, such as 1h or 24h")
+    return step
+
+
+async def _usage(options: argparse.Namespace, by: tuple[str, ...], span: Span, only: Mapping[str, str]) -> UsageAnswer:
+    async with ledger(options) as client:
+        return await client.usage(",".join(by), span.since_ms, span.until_ms, **only)
+
+
+async def _export(options: argparse.Namespace, span: Span, only: Mapping[str, str]) -> str:
+    """Every charge since the day (UTC) of ``--since``, a day at a time."""
+    if set(only) - {"namespace", "pool"}:
+        raise UsageError("cost export takes no filter but --namespace and --pool: idle belongs to whole pools")
+    rows: list[focus.Row] = []
+    async with ledger(options) as client:
+        for day in range(span.since_ms // DAY_MS * DAY_MS, span.until_ms, DAY_MS):
+            answer = await client.usage(",".join(focus.BY), day, min(day + DAY_MS, span.until_ms), **only)
+            rows += focus.focus_rows(answer, options.billing_account)
+    return focus.focus_csv(rows)
 
 
 def _json(answer: UsageAnswer) -> str:
@@ -94,6 +123,13 @@ def _complain(text: str, status: int) -> int:
     print(f"fairlead: {text}", file=sys.stderr)
     return status
 
+
+RENDERS: dict[str, Callable[[UsageAnswer], str]] = {"table": cost_table, "json": _json, "csv": cost_csv}
+COMMANDS: dict[str, Callable[[argparse.Namespace, int], str]] = {
+    "version": _version,
+    "cost": _cost,
+    "simulate": simulate.run,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

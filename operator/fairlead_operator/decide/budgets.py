@@ -19,6 +19,7 @@ def budget_problems(
     return (
         *_limit_problems(budget),
         *_zone_problems(budget, zones),
+        *_increase_problems(budget),
         *_selector_problems(budget, platform_namespaces),
     )
 
@@ -33,6 +34,20 @@ def _limit_problems(budget: CostBudget) -> tuple[Problem, ...]:
         "The budget is not counted and refuses nobody. Lower the amount."
     )
     return (Problem(Reason.LIMIT_TOO_LARGE, text, where),)
+
+
+def _increase_problems(budget: CostBudget) -> tuple[Problem, ...]:
+    increase, limit, where = budget.spec.temporary_increase, budget.spec.limit, "spec.temporaryIncrease"
+    if increase is None:
+        return ()
+    rest = "The budget is counted without the increase."
+    if increase.until_ms is None:
+        text = f"{where}.until is {increase.until}, which is no time. {rest} Write one such as 2026-12-01T08:00:00Z."
+        return (Problem(Reason.INVALID_ARGUMENT, text, f"{where}.until"),)
+    if limit.units + limit.counted(increase.amount) > MAX_UNITS:
+        text = f"{where}.amount is {increase.amount} {limit.unit}, more than can be counted. {rest} Lower the amount."
+        return (Problem(Reason.INVALID_ARGUMENT, text, f"{where}.amount"),)
+    return ()
 
 
 def _selector_problems(budget: CostBudget, platform_namespaces: Sequence[str]) -> tuple[Problem, ...]:

@@ -65,11 +65,11 @@ class PodFact:
 
 @dataclass(frozen=True, slots=True)
 class NodeFact:
-    """A node's labels, and the resources that it can allocate at all."""
+    """A node's labels, and the quantity of each resource that it can allocate at all."""
 
     name: str
     labels: Mapping[str, str]
-    resources: frozenset[str]
+    resources: Mapping[str, str]
 
 
 def time_ms(text: str | None) -> int | None:
@@ -93,7 +93,7 @@ def node_fact(node: Mapping[str, Any]) -> NodeFact:
     """What pricing reads of a Node."""
     meta = node.get("metadata") or {}
     allocatable = (node.get("status") or {}).get("allocatable") or {}
-    present = frozenset(name for name, amount in allocatable.items() if str(amount) != "0")
+    present = {name: str(amount) for name, amount in allocatable.items() if str(amount) != "0"}
     return NodeFact(str(meta.get("name", "")), dict(meta.get("labels") or {}), present)
 
 

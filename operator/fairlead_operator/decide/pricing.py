@@ -1,8 +1,8 @@
-"""What hardware costs: the dated price list, and which entry holds for a variant."""
+"""What hardware costs: the dated price list, then OpenCost, and which of their prices holds for a variant."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -11,8 +11,9 @@ import yaml
 
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Variant
 from fairlead_operator.decide.facts import ENGINE, NodeFact, PodFact
+from fairlead_operator.decide.node_prices import NodePrices, OpenCostSource, parse_source, share_of_node
 from fairlead_operator.decide.problems import Problem
-from fairlead_operator.units import parse_usd
+from fairlead_operator.units import format_usd, parse_usd
 
 MAX_ENTRIES = 1000
 MAX_SEEDS = 200
@@ -48,11 +49,13 @@ class Seeds:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """The entries that could be read, and what is wrong with the others."""
+    """The entries that could be read, and what is wrong with the others; beside them what OpenCost says of nodes."""
 
     accelerators: tuple[AcceleratorPrice, ...] = ()
     seeds: Mapping[str, Seeds] | None = None
     problems: tuple[Problem, ...] = ()
+    source: OpenCostSource | None = None
+    node_prices: NodePrices = field(default_factory=NodePrices)
 
     @property
     def newest(self) -> date | None:
@@ -68,6 +71,14 @@ class VariantHardware:
     resource_name: str
     node_selector: Mapping[str, str]
     milli_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class _HourPrice:
+    """Nano-USD for an accelerator-hour, and who says so."""
+
+    per_hour: int
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,8 @@ def parse_prices(text: str) -> PriceList:
         return PriceList(problems=(_problem("", "The price list must be a mapping with accelerators and rateCard"),))
     entries, entry_problems = _read_each(document.get("accelerators") or (), "accelerators", _entry)
     seeds, seed_problems = _read_seeds(document)
-    return PriceList(entries, seeds, (*entry_problems, *_twice(entries), *seed_problems))
+    source, source_problems = _read_source(document)
+    return PriceList(entries, seeds, (*entry_problems, *_twice(entries), *seed_problems, *source_problems), source)
 
 
 def hardware_of(spec: ModelPoolSpec, variant: Variant) -> VariantHardware:
@@ -106,7 +118,8 @@ def price_variant(
 ) -> VariantPrice:
     """What the variant costs: by its pods' nodes; without pods, the dearest node that its nodeSelector matches.
 
-    With no such node either, by the entry whose nodeSelector is the variant's own.
+    A node costs what the price list says, else what OpenCost says. With no such node either, the entry holds whose
+    nodeSelector is the variant's own.
     """
     today, by_name = _day(now_ms), {node.name: node for node in nodes}
     used = [by_name[pod.node] for pod in pods if pod.node in by_name]
@@ -119,9 +132,9 @@ def price_variant(
 
 
 def price_on(prices: PriceList, hardware: VariantHardware, node: NodeFact, now_ms: int) -> int | None:
-    """Nano-USD an hour of one replica on this node; ``None`` without an entry that matches it."""
-    entry = match_entry(prices, hardware.resource_name, node.labels, _day(now_ms))
-    return None if entry is None else replica_price(entry.per_hour, hardware)
+    """Nano-USD an hour of one replica on this node; ``None`` where neither the price list nor OpenCost has it."""
+    known = _of_node(prices, hardware, node, _day(now_ms))
+    return None if known is None else replica_price(known.per_hour, hardware)
 
 
 def replica_price(per_hour: int, hardware: VariantHardware) -> int:
@@ -173,29 +186,47 @@ def _of_nodes(
     prices: PriceList, hardware: VariantHardware, nodes: Sequence[NodeFact], today: date, *, every: bool
 ) -> VariantPrice:
     """``every``: replicas run on all of these nodes, so one without a price leaves the variant without one."""
-    found = {node.name: match_entry(prices, hardware.resource_name, node.labels, today) for node in nodes}
-    priced = [entry for entry in found.values() if entry is not None]
+    found = {node.name: _of_node(prices, hardware, node, today) for node in nodes}
+    priced = [known for known in found.values() if known is not None]
     bare = next((node for node in nodes if found[node.name] is None), None)
     if not priced or (every and bare is not None):
         return _unknown(prices, hardware, f"node {bare.name}" if bare else "its nodes")
-    return _known(hardware, max(priced, key=lambda one: one.per_hour))
+    return _known(hardware, max(priced, key=lambda one: (one.per_hour, one.source)))
+
+
+def _of_node(prices: PriceList, hardware: VariantHardware, node: NodeFact, today: date) -> _HourPrice | None:
+    entry = match_entry(prices, hardware.resource_name, node.labels, today)
+    return _of_open_cost(prices, hardware, node) if entry is None else _HourPrice(entry.per_hour, entry.source)
+
+
+def _of_open_cost(prices: PriceList, hardware: VariantHardware, node: NodeFact) -> _HourPrice | None:
+    price = prices.node_prices.nodes.get(node.name)
+    share = None if price is None else share_of_node(price, node, hardware.resource_name, CPU)
+    milli = None if share is None else parse_cpu_milli(share[1])
+    if share is None or milli is None:
+        return None
+    text = f"OpenCost: {format_usd(share[0])} USD an hour for node {node.name} / {share[1]} {hardware.resource_name}"
+    return _HourPrice(half_even(share[0] * MILLI, milli), text[:MAX_SOURCE])
 
 
 def _of_selector(prices: PriceList, hardware: VariantHardware, today: date) -> VariantPrice:
     wanted = frozenset(hardware.node_selector.items())
     equal = [one for one in _in_force(prices, hardware.resource_name, today) if one.node_selector == wanted]
     entry = max(equal, key=lambda one: (one.effective_from, one.per_hour), default=None)
-    return _unknown(prices, hardware, _selector_text(hardware)) if entry is None else _known(hardware, entry)
+    if entry is None:
+        return _unknown(prices, hardware, _selector_text(hardware))
+    return _known(hardware, _HourPrice(entry.per_hour, entry.source))
 
 
-def _known(hardware: VariantHardware, entry: AcceleratorPrice) -> VariantPrice:
-    return VariantPrice(hardware.name, entry.per_hour, replica_price(entry.per_hour, hardware), entry.source)
+def _known(hardware: VariantHardware, price: _HourPrice) -> VariantPrice:
+    return VariantPrice(hardware.name, price.per_hour, replica_price(price.per_hour, hardware), price.source)
 
 
 def _unknown(prices: PriceList, hardware: VariantHardware, what: str) -> VariantPrice:
     newest = f", newest {prices.newest}" if prices.newest else ""
     listed = f"no entry of the price list ({len(prices.accelerators)} entries{newest})"
-    text = f"Variant {hardware.name} has no price: {listed} matches {hardware.resource_name} on {what}."
+    asked = f"matches {hardware.resource_name} on {what}, {prices.node_prices.state}"
+    text = f"Variant {hardware.name} has no price: {listed} {asked}."
     return VariantPrice(hardware.name, None, None, "", text)
 
 
@@ -287,6 +318,13 @@ def _twice(entries: Iterable[AcceleratorPrice]) -> list[Problem]:
             problems.append(_problem("accelerators", f"{text}; the dearer one holds."))
         seen.add(key)
     return problems
+
+
+def _read_source(document: Mapping[Any, Any]) -> tuple[OpenCostSource | None, list[Problem]]:
+    try:
+        return parse_source(document.get("openCost")), []
+    except ValueError as problem:
+        return None, [_problem("openCost", f"{problem}. OpenCost is not asked.")]
 
 
 def _read_seeds(document: Mapping[Any, Any]) -> tuple[Mapping[str, Seeds], list[Problem]]:

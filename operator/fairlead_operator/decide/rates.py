@@ -1,5 +1,6 @@
 """Rate cards: what a token costs, cut from the price of hardware and what it can do."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,19 @@ from fairlead_router.contract import PICO_PER_NANO, Card, CardRow
 
 SECONDS_PER_HOUR = 3600
 SOURCE_SEED = "Seed"
+SOURCE_MEASURED = "Measured"
+ONE_PPM = 1_000_000
+CHANGE_EVERY_MS = 3_600_000
+STEP_PERCENT = 25
+"""A measure moves a rate by at most this in one change."""
+DEADBAND_PERCENT = 5
+"""A measure that differs by at most this from what is in force changes nothing."""
+LEAST_PPM, MOST_PPM = ONE_PPM // 10, ONE_PPM * 10
+"""However a measure turns out, rates stay within a tenth and ten times those of the seeds."""
+_MEASURED = re.compile(r"Measured ([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9}) ppm of seeds, ([0-9a-f]{1,64})", re.ASCII)
+
+Factors = tuple[int, int, int]
+"""On the seeds' rates, in millionths: uncached prompt, cached prompt, output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +41,24 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """What a measured card is cut from: factors on the seeds' rates, for the settings that ``key`` names."""
+
+    factors: Factors
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The source of a card, from which the next leader reads the basis again."""
+        return f"{SOURCE_MEASURED} {'/'.join(str(one) for one in self.factors)} ppm of seeds, {self.key}"
+
+
+@dataclass(frozen=True, slots=True)
 class PoolCard:
-    """A pool's rate card. A version never changes its rates: charges name it."""
+    """A pool's rate card. A version never changes its rates: charges name it.
+
+    ``source`` is ``Seed``, or the text of a ``Basis``.
+    """
 
     version: int
     rates: Rates
@@ -70,6 +100,53 @@ def pool_rates(
     return dearest(found)
 
 
+def basis_of(card: PoolCard | None) -> Basis | None:
+    """What a card is cut from; ``None`` for one that is cut from seeds."""
+    found = _MEASURED.fullmatch(card.source) if card is not None else None
+    if found is None:
+        return None
+    prompt, cached, output, key = found.groups()
+    return Basis((int(prompt), int(cached), int(output)), key)
+
+
+def next_basis(last: PoolCard | None, factors: Factors | None, key: str, now_ms: int) -> Basis | None:
+    """What the next card is cut from. Of other settings nothing is measured: their card is cut from seeds at once.
+
+    Else a measure moves the factors in force, at most once an hour after the last card and by a bounded step; without
+    one (``factors`` is ``None``) they stay.
+    """
+    held = basis_of(last)
+    held = held if held is not None and held.key == key else None
+    if factors is None or last is None or now_ms - last.at_ms < CHANGE_EVERY_MS:
+        return held
+    before = (ONE_PPM, ONE_PPM, ONE_PPM) if held is None else held.factors
+    pairs = tuple(zip(before, factors, strict=True))
+    if held is not None and all(abs(new - old) * 100 <= DEADBAND_PERCENT * old for old, new in pairs):
+        return held
+    prompt, cached, output = (_step(old, new) for old, new in pairs)
+    return Basis((prompt, cached, output), key)
+
+
+def at_basis(rates: Rates, basis: Basis | None) -> Rates:
+    """The seeds' rates times the factors, half to even; what is not free stays so."""
+    if basis is None:
+        return rates
+    prompt, cached, output = basis.factors
+    return Rates(
+        _times(rates.prompt_pico, prompt), _times(rates.cached_pico, cached), _times(rates.output_pico, output)
+    )
+
+
+def source_of(basis: Basis | None) -> str:
+    """The source of a card that is cut from ``basis``."""
+    return SOURCE_SEED if basis is None else basis.text
+
+
+def source_word(source: str) -> str:
+    """``Seed`` or ``Measured``, as the status shows it."""
+    return source.partition(" ")[0]
+
+
 def next_card(last: PoolCard | None, rates: Rates | None, source: str, now_ms: int) -> PoolCard | None:
     """The card in force: the last one while its rates hold, else the next version; ``None`` without rates."""
     if rates is None:
@@ -107,3 +184,12 @@ def card_row(pool: str, card: PoolCard) -> CardRow:
 def card_of(row: CardRow) -> PoolCard:
     """The stored card, after a restart."""
     return PoolCard(row.version, Rates(row.prompt_pico, row.cached_pico, row.output_pico), row.source, row.at_ms)
+
+
+def _step(old: int, new: int) -> int:
+    bounded = max(old * (100 - STEP_PERCENT) // 100, min(new, old * (100 + STEP_PERCENT) // 100))
+    return max(LEAST_PPM, min(bounded, MOST_PPM))
+
+
+def _times(rate: int, factor: int) -> int:
+    return max(min(rate, 1), half_even(rate * factor, ONE_PPM))

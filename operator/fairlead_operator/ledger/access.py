@@ -6,8 +6,10 @@ routers in platform namespaces speak for all.
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
-from fairlead_operator.ledger.escrow import MAX_AMOUNT, Refusal
+from fairlead_operator.ledger.escrow import BATCH, MAX_AMOUNT, OTHERS, Refusal
 from fairlead_operator.tokens import Identity
 from fairlead_router.contract import Ask, Holding, LedgerBudget, SyncRequest, Unknown, UsageLine
 
@@ -30,6 +32,11 @@ class Caller:
     def namespace(self) -> str:
         """The namespace of the caller's pod."""
         return self.identity.namespace
+
+    @property
+    def account(self) -> str:
+        """Namespace and name of the caller's ServiceAccount."""
+        return f"{self.identity.namespace}/{self.identity.service_account}"
 
     def covers(self, budget: LedgerBudget, namespace: str) -> bool:
         """Whether the caller may use the budget's account of a namespace (empty: the one account of a Total)."""
@@ -73,14 +80,15 @@ def _foreign(caller: Caller, message: SyncRequest) -> Refusal | None:
 
 def _malformed(message: SyncRequest) -> Refusal | None:
     faults = [] if 0 < len(message.session) <= MAX_TEXT else ["session: 1 to 256 characters are needed"]
+    faults += [] if 0 < message.seq <= MAX_AMOUNT else [f"seq: messages are numbered from 1, not {message.seq}"]
     faults += [f"holdings[{i}]: {fault}" for i, line in enumerate(message.holdings) if (fault := _holding_fault(line))]
     faults += [
         f"close.unknown[{i}]: {fault}" for i, line in enumerate(_unknown(message)) if (fault := _unknown_fault(line))
     ]
     faults += [f"asks[{i}]: {fault}" for i, line in enumerate(message.asks) if (fault := _ask_fault(line))]
     faults += [f"usage[{i}]: {fault}" for i, line in enumerate(message.usage) if (fault := _usage_fault(line))]
-    if len({holding.account for holding in message.holdings}) < len(message.holdings):
-        faults.append("holdings: an account is named twice")
+    if len({(holding.account, holding.klass) for holding in message.holdings}) < len(message.holdings):
+        faults.append("holdings: an account is named twice in one class")
     return Refusal(422, reason=faults[0]) if faults else None
 
 
@@ -106,22 +114,25 @@ def _ask_fault(line: Ask) -> str:
 
 
 def _fault(klass: int, amounts: tuple[int, ...]) -> str:
-    if klass != 1:
-        return f"class {klass}; only 1 exists"
+    if klass not in {BATCH, OTHERS}:
+        return f"class {klass}; {BATCH} (Batch) and {OTHERS} (all others) exist"
     return _range_fault(amounts)
 
 
 def _range_fault(amounts: tuple[int, ...]) -> str:
+    if 0 <= reduce(or_, amounts) < MAX_AMOUNT:  # then so are all of them; and it is quicker than the exact test
+        return ""
     if min(amounts) < 0 or max(amounts) > MAX_AMOUNT:
         return f"amounts are {min(amounts)} to {max(amounts)}, 0 to {MAX_AMOUNT} are allowed"
     return ""
 
 
 def _usage_fault(line: UsageLine) -> str:
-    texts = (line.namespace, line.caller, line.feature, line.model, line.pool, line.variant, line.route, line.cache)
-    if max(map(len, texts)) > 2 * MAX_TEXT:
+    names = line.namespace, line.caller, line.feature, line.model, line.pool, line.variant, line.route, line.cache
+    if len("".join(names)) > 2 * MAX_TEXT and max(map(len, names)) > 2 * MAX_TEXT:
         return f"names have at most {2 * MAX_TEXT} characters"
-    if not all(index.isdecimal() and len(index) <= BIN_DIGITS for index in line.bins):
+    bins = line.bins
+    if bins and not ("".join(bins).isdecimal() and all(bins) and max(map(len, bins)) <= BIN_DIGITS):
         return f"bins are named by numbers of at most {BIN_DIGITS} digits"
-    sums = (line.requests, line.prompt, line.cached, line.output, line.nano_usd, line.saved)
-    return _range_fault((*sums, line.bucket, line.card, *line.bins.values()))
+    sums = line.requests, line.prompt, line.cached, line.output, line.nano_usd, line.saved, line.bucket, line.card
+    return _range_fault(sums) or (_range_fault(tuple(bins.values())) if bins else "")

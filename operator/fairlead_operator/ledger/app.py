@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,13 +16,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fairlead_operator.clock import Clock
-from fairlead_operator.ledger import access, catalog, openapi, reports
+from fairlead_operator.ledger import access, catalog, idle, openapi, reports, skew
+from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.access import Caller
 from fairlead_operator.ledger.escrow import Refusal
+from fairlead_operator.ledger.exchange import TTL_MS
 from fairlead_operator.ledger.metrics import Metrics
-from fairlead_operator.ledger.store import OverloadError, Store
-from fairlead_operator.ledger.transaction import TTL_MS, Sync
-from fairlead_operator.ledger.upkeep import EVERY_S, upkeep
+from fairlead_operator.ledger.store import OverloadError, Store, UnwritableError
+from fairlead_operator.ledger.together import Said, sync_all
+from fairlead_operator.ledger.transaction import facts, log_loss, put_high_water
+from fairlead_operator.ledger.upkeep import EVERY_S, Health, upkeep
+from fairlead_operator.ledger.write_off import write_off
 from fairlead_operator.tokens import KeysUnavailableError, TokenError, Verifier, bearer
 from fairlead_router.contract import (
     AUDIENCE_LEDGER,
@@ -32,6 +36,7 @@ from fairlead_router.contract import (
     SyncAnswer,
     SyncRefusal,
     SyncRequest,
+    WriteOff,
 )
 
 MAX_BODY = 8 * 1024 * 1024
@@ -63,14 +68,18 @@ class Rules:
 
 @dataclass(slots=True)
 class Service:
-    """The routes and what they need. ``epoch`` names the database's history."""
+    """The routes and what they need."""
 
     store: Store
     verifier: Verifier
     clock: Clock
-    epoch: str
     rules: Rules = field(default_factory=Rules)
     metrics: Metrics = field(default_factory=Metrics)
+    _skew: skew.Skew = field(default_factory=skew.Skew)
+    _fault: str = ""
+    """Why the last write did not reach the disk."""
+    _ahead: int = 0
+    """The database's clock less this process's, in ms, at the last write."""
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -83,6 +92,7 @@ class Service:
             self._route("/v1/costs", "GET", self.get_costs),
             self._route("/v1/spend", "GET", self.get_spend),
             self._route("/v1/usage", "GET", self.get_usage),
+            self._route("/v1/write-off", "POST", self.write_off),
             self._route("/healthz", "GET", self.healthz),
             self._route("/readyz", "GET", self.readyz),
             self._route("/metrics", "GET", self.get_metrics),
@@ -114,16 +124,44 @@ class Service:
 
     async def upkeep(self) -> None:
         """One round of upkeep."""
-        now = self.clock.now_ms()
-        health = await self._write(lambda connection: upkeep(connection, now, self.rules.ttl_ms))
+        vouched = self._skew.vouched()
+        health = await self._write(lambda connection: self._upkeep(connection, vouched))
         self.metrics.record(health)
         if health.violations:
             log.error("the books of %d accounts do not add up", health.violations)
         if health.lost:
             log.warning("%d router sessions fell silent; what they hold is unreconciled", health.lost)
 
+    def _upkeep(self, connection: Connection, vouched: bool | None) -> Health:
+        sql.exclusive(connection, "upkeep")
+        now = self._now(connection)
+        known = facts(connection).high_water
+        trusted = skew.trusted(now, high_water=known, vouched=vouched)
+        self.metrics.clock_suspect.set(not trusted)
+        if trusted:
+            catalog.record(connection, "ledger", catalog.ended_increases(connection, known, now), now)
+            put_high_water(connection, now)
+        else:
+            log.error("the clock shows %d ms, which the routers' clocks or its own past contradict", now)
+        return upkeep(connection, now, self.rules.ttl_ms)
+
+    def _now(self, connection: Connection) -> int:
+        """The clock of the database, where several ledgers share one, else of this process."""
+        own, shared = self.clock.now_ms(), sql.database_now(connection)
+        self._ahead = 0 if shared is None else shared - own
+        return own + self._ahead
+
     async def _write(self, job: Callable[[Connection], T]) -> T:
-        return await asyncio.wrap_future(self.store.submit(job))
+        return await self._noted(asyncio.wrap_future(self.store.submit(job)))
+
+    async def _noted(self, writing: Awaitable[T]) -> T:
+        try:
+            written = await writing
+        except UnwritableError as error:
+            self._fault = str(error)
+            raise
+        self._fault = ""
+        return written
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
         return await asyncio.to_thread(self.store.read, query)
@@ -135,10 +173,9 @@ class Service:
     async def _operator(self, request: Request) -> Caller:
         caller = await self._caller(request)
         if not caller.operator:
-            name = f"{caller.namespace}/{caller.identity.service_account}"
             operator = f"{self.rules.release}/{access.OPERATOR_ACCOUNT}"
             raise RefusedError(
-                403, f"ServiceAccount {name} may not {request.method} {request.url.path}; {operator} may"
+                403, f"ServiceAccount {caller.account} may not {request.method} {request.url.path}; {operator} may"
             )
         return caller
 
@@ -150,22 +187,30 @@ class Service:
         message = await decoded(request, SyncRequest)
         outcome: SyncAnswer | Refusal | None = access.objection(caller, message)
         if outcome is None:
-            outcome = await self._write(lambda connection: self._sync(connection, caller, message))
-        self.metrics.syncs.labels(str(outcome.status if isinstance(outcome, Refusal) else 200)).inc()
+            now = self.clock.now_ms() + self._ahead
+            self._skew.hear(message.session, message.sent_at, now, self.clock.monotonic())
+            vouched = self._skew.vouched()
+            outcome = await self._noted(self.store.apply(self._sync, Said(caller, message, vouched)))
+        self.metrics.answered(outcome)
         return answered(outcome)
 
-    def _sync(self, connection: Connection, caller: Caller, message: SyncRequest) -> SyncAnswer | Refusal:
-        return Sync(connection, caller, message, self.clock.now_ms(), self.epoch, self.rules.ttl_ms).run()
+    def _sync(self, connection: Connection, said: Sequence[Said]) -> list[SyncAnswer | Refusal]:
+        return sync_all(connection, said, self._now(connection), ttl_ms=self.rules.ttl_ms, alarm=self._loss)
+
+    def _loss(self, loss: str, begun: bool) -> None:
+        log_loss(loss, begun)
+        self.metrics.losses.inc()
+        self.metrics.recoveries.inc(begun)
 
     # --- the operator
 
     async def put_budgets(self, request: Request) -> Response:
         """Replace all budgets."""
-        await self._operator(request)
+        who = (await self._operator(request)).account
         message = await decoded(request, PutBudgets)
         fault = catalog.budgets_fault(message)
         if fault is None:
-            fault = await self._write(lambda c: catalog.put_budgets(c, message, self.clock.now_ms()))
+            fault = await self._write(lambda c: catalog.put_budgets(c, message, self._now(c), who))
         return answered(fault)
 
     async def put_cards(self, request: Request) -> Response:
@@ -178,7 +223,18 @@ class Service:
         """Tell running totals of replica time and cost."""
         await self._operator(request)
         message = await decoded(request, PutCosts)
-        return answered(await self._write(lambda connection: catalog.put_costs(connection, message)))
+        fault = await self._write(lambda connection: catalog.put_costs(connection, message))
+        if fault is None:
+            measured = await self._read(lambda connection: idle.measured(connection, self._now(connection)))
+            await self._write(lambda connection: idle.put_idle(connection, measured))
+        return answered(fault)
+
+    async def write_off(self, request: Request) -> Response:
+        """Declare what a dead session held as not spent; the answer tells how much that was."""
+        who = (await self._operator(request)).account
+        message = await decoded(request, WriteOff)
+        amount = await self._write(lambda connection: write_off(connection, message, who, self._now(connection)))
+        return answered(amount if isinstance(amount, Refusal) else {"amount": amount})
 
     async def get_cards(self, request: Request) -> Response:
         """The newest rate card of each pool, or all of one."""
@@ -212,14 +268,17 @@ class Service:
     async def get_usage(self, request: Request) -> Response:
         """Usage by dimensions, and the bills of the same time."""
         caller = await self._caller(request)
-        by = tuple(part for part in request.query_params.get("by", "namespace").split(",") if part)
-        unknown = sorted(set(by) - set(reports.DIMENSIONS))
-        if unknown:
-            raise RefusedError(422, f"by={','.join(unknown)} is not known; use {', '.join(reports.DIMENSIONS)}")
-        since, until = _time(request, self.clock.now_ms(), DAY_MS)
         own = None if caller.operator else caller.namespace
-        query = reports.UsageQuery(by, since, until, own)
-        return answered(await self._read(lambda connection: reports.usage_report(connection, query)))
+        wanted = request.query_params.get("namespace", own)
+        if own not in {None, wanted}:
+            raise RefusedError(403, f"usage of namespace {wanted} is not shown to namespace {own}")
+        now = self.clock.now_ms()
+        since, until = _time(request, now, DAY_MS)
+        try:
+            query = reports.usage_query(request.query_params, since, until, own=own, now=now)
+            return answered(await self._read(lambda connection: reports.usage_report(connection, query)))
+        except reports.QueryError as error:
+            raise RefusedError(422, str(error)) from error
 
     # --- the house
 
@@ -228,9 +287,13 @@ class Service:
         return Response("ok" if self.store.alive() else "the writer has ended", 200 if self.store.alive() else 503)
 
     async def readyz(self, _request: Request) -> Response:
-        """Messages can be taken: the writer runs, and tokens can be verified."""
-        ready = self.store.alive() and self.verifier.ready
-        return Response("ok" if ready else "the cluster's token keys are not known yet", 200 if ready else 503)
+        """Messages can be taken: the writer runs, its last write was kept, and tokens can be verified."""
+        fault = self._fault
+        if not self.store.alive():
+            fault = "the writer has ended"
+        elif not self.verifier.ready:
+            fault = "the cluster's token keys are not known yet"
+        return Response(fault or "ok", 503 if fault else 200)
 
     async def get_metrics(self, _request: Request) -> Response:
         """For Prometheus."""

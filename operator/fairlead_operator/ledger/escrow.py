@@ -6,39 +6,55 @@ All totals of a holding only grow, and each has one writer: granted (ledger), re
     held(account) = sum of (granted - returned + unbacked)       the only number that a limit is checked against
 
 A grant counts as spent from the moment it is made until the holder gives it back. So a charge does not change what
-is held, nothing expires, and no decision needs a clock to be safe.
+is held, nothing expires, and no decision needs a clock to be safe. Actions, headroom, pacing, idle cost, temporary
+increases, edits and deletion only change what may be held: ``cap``.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from fairlead_router.contract import BudgetAction, LedgerBudget, Verdict
+from fairlead_router.contract import Action, BudgetAction, LedgerBudget, Verdict
 
 MAX_AMOUNT = 1 << 60
 """Totals beyond this are refused: sums of them must fit 64 bits (in nano-USD: over a billion dollars)."""
 RECALL_MS = 2_000
 TAKEOVER_PERCENT = 110
 """A session that has been silent for this share of the ttl has fenced itself, whatever its clock's drift."""
+BATCH, OTHERS = 0, 1
+"""Classes: requests of priority Batch under a budget that keeps headroom for the others, and all other requests."""
+HYSTERESIS_PERCENT = 2
+"""An action in force stays until the use falls this much below the share that it began at."""
+PACE_SHARE = 200
+PACE_MIN_MS, PACE_MAX_MS = 2_000, 300_000
+HOUR_MS = 3_600_000
 
-State = Literal["Open", "Lost", "Closed"]
+State = Literal["Open", "Lost", "Replaying", "Closed"]
+Place = tuple[int, int]
+"""Account and class: what a session has a holding of."""
 
 
 class BooksError(ValueError):
     """A session's totals do not add up; the session is closed and all that it holds stays counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What the ledger knows of a router process."""
+class Session(msgspec.Struct, frozen=True):
+    """What the ledger knows of a router process. ``taken``: a successor speaks for it, itself it may not any more."""
 
     id: str
     pod_uid: str
+    pod: str
+    """namespace/name."""
     seq: int
     seen_ms: int
-    state: State
+    state: State = "Open"
+    taken: bool = False
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its pod."""
+        return self.pod.partition("/")[0]
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -62,16 +78,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 NOTHING = Row()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a router tells of a holding. ``final``: it returns everything and forgets the holding."""
-
-    totals: Row
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """Grant up to ``want``; requests wait for ``need`` in all, the smallest of them for ``first``."""
 
     want: int = 0
@@ -85,7 +92,11 @@ class Demand:
 
 
 class Account(msgspec.Struct, frozen=True, gc=False):
-    """One allowance in one window. ``cap_high`` is the highest cap under which a grant was made."""
+    """One allowance in one window. ``cap_high`` is the highest cap under which a grant was made.
+
+    ``acted`` is the highest share (percent) whose actions are in force, ``pace_from`` and ``pace_base`` when pacing
+    began and what was held then.
+    """
 
     held: int = 0
     charged: int = 0
@@ -95,6 +106,9 @@ class Account(msgspec.Struct, frozen=True, gc=False):
     recall_until: int = 0
     refused_ms: int = 0
     cap_high: int = 0
+    acted: int = 0
+    pace_from: int | None = None
+    pace_base: int | None = None
 
     @property
     def used(self) -> int:
@@ -102,36 +116,50 @@ class Account(msgspec.Struct, frozen=True, gc=False):
         return self.charged + self.unreconciled
 
 
-_NO_DEMAND = Demand()
+class Terms(msgspec.Struct, frozen=True):
+    """What limits the accounts of one budget in one window now: ``limit`` is that of the budget and its increase.
+
+    It is 0 when the budget was deleted or counts in another series. ``idle`` is what of it idle replicas cost so far,
+    ``batch_percent`` the share that class 0 may hold, ``actions`` are sorted by their shares.
+    """
+
+    limit: int
+    start: int
+    end: int
+    idle: int = 0
+    batch_percent: int = 100
+    actions: tuple[BudgetAction, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The message is not applied: the answer's status, and what the router needs to go on."""
 
-    status: Literal[403, 409, 410, 413, 422, 425, 503]
+    status: Literal[403, 404, 409, 410, 413, 422, 425, 503]
     reason: str = ""
     expected: int = 0
     retry_after_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An account after a message. ``row`` is None when the session holds nothing of it any more."""
+class Outcome(msgspec.Struct, frozen=True):
+    """An account and a holding after a demand, and when to ask again if nothing was granted."""
 
     account: Account
-    row: Row | None
+    row: Row
     verdict: Verdict = "None"
-
-    @property
-    def granted(self) -> int:
-        """The running total of grants that the holder is told."""
-        return self.row.granted if self.row else 0
+    retry_after_ms: int = 0
 
 
-def cap(budget: LedgerBudget, now: int, *, live: bool) -> int:
-    """What an account may hold now; nothing when its budget was deleted or counts in another series."""
-    return budget.limit + increase_at(budget, now) if live else 0
+# --- what may be held
+
+
+def terms_of(budget: LedgerBudget, now: int, *, live: bool, start: int, end: int, idle: int = 0) -> Terms:
+    """The terms of a budget's accounts in a window."""
+    if not live:
+        return Terms(0, start, end)
+    actions = tuple(sorted(budget.actions, key=lambda action: action.at_percent)) if budget.actions else ()
+    headroom = [action.at_percent for action in actions if action.action == "RejectBatch"]
+    limit = budget.limit + increase_at(budget, now)
+    return Terms(limit, start, end, idle, min(headroom, default=100), actions)
 
 
 def increase_at(budget: LedgerBudget, now: int) -> int:
@@ -140,56 +168,159 @@ def increase_at(budget: LedgerBudget, now: int) -> int:
     return increase.amount if increase is not None and now < increase.until else 0
 
 
+def whole(terms: Terms, klass: int) -> int:
+    """What a class could hold of an account that nobody used yet: a request beyond it can never run."""
+    return terms.limit if klass else terms.limit * terms.batch_percent // 100
+
+
+def ceiling(terms: Terms, klass: int) -> int:
+    """What a class may hold of an account by the end of the window."""
+    return max(0, whole(terms, klass) - terms.idle)
+
+
+def cap(terms: Terms, account: Account, klass: int, now: int) -> int:
+    """What a grant to a class must leave held at most: the ceiling or, while paced, what of it is released by now."""
+    top = ceiling(terms, klass)
+    begun, base = account.pace_from, account.pace_base
+    if begun is None or base is None or top <= base:  # nearly always
+        return top
+    passed = now + horizon(terms) - begun
+    return min(top, base + (top - base) * max(0, passed) // max(1, terms.end - begun))
+
+
+def horizon(terms: Terms) -> int:
+    """How far ahead pacing releases: what routers lease at once lasts about as long."""
+    return min(PACE_MAX_MS, max(PACE_MIN_MS, (terms.end - terms.start) // PACE_SHARE))
+
+
+def fits_at(terms: Terms, account: Account, klass: int, amount: int) -> int:
+    """When pacing will have released an amount; at most the window's end."""
+    begun, base = account.pace_from or terms.start, account.pace_base or 0
+    rise = max(1, ceiling(terms, klass) - base)
+    needed = -(-(amount - base) * (terms.end - begun) // rise)
+    return min(terms.end, begun - horizon(terms) + needed)
+
+
+def pace_per_hour(terms: Terms, account: Account) -> int:
+    """How fast what may be held grows; 0 unless paced."""
+    if account.pace_from is None or account.pace_base is None:
+        return 0
+    rise = max(0, ceiling(terms, OTHERS) - account.pace_base)
+    return rise * HOUR_MS // max(1, terms.end - account.pace_from)
+
+
+# --- actions
+
+
+def in_force(terms: Terms, acted: int, used: int) -> int:
+    """The highest share whose actions are in force, given the one before; 0 for none."""
+    spent, reached = (used + terms.idle) * 100, 0
+    for action in terms.actions:
+        share = action.at_percent
+        kept = share <= acted and spent >= (share - HYSTERESIS_PERCENT) * terms.limit
+        if kept or spent >= share * terms.limit:
+            reached = share
+    return reached
+
+
+def act(account: Account, terms: Terms, now: int) -> Account:
+    """The account with the actions that its use calls for. Pacing begins with what is held then."""
+    if not terms.actions and not account.acted:
+        return account
+    acted = in_force(terms, account.acted, account.used)
+    paces = any(action.action == "Pace" and action.at_percent <= acted for action in terms.actions)
+    if acted == account.acted and paces == (account.pace_from is not None):
+        return account
+    if not paces:
+        return replace(account, acted=acted, pace_from=None, pace_base=None)
+    if account.pace_from is not None:
+        return replace(account, acted=acted)
+    return replace(account, acted=acted, pace_from=max(now, terms.start), pace_base=account.held)
+
+
+def active(terms: Terms, acted: int) -> tuple[Action, ...]:
+    """Every action in force, by the share that it began at."""
+    return tuple(action.action for action in terms.actions if action.at_percent <= acted) if acted else ()
+
+
+def standing(terms: Terms, account: Account) -> str:
+    """The last of the actions in force; ``Reject`` once nothing is left. ``act`` must have seen the account."""
+    if account.used + terms.idle >= terms.limit:
+        return "Reject"
+    acting = active(terms, account.acted)
+    return acting[-1] if acting else "None"
+
+
+# --- sessions
+
+
 def admit(
-    session: Session | None, seq: int, pod_uid: str, *, replay: bool, now: int, ttl_ms: int
+    session: Session, seq: int, pod_uid: str, namespace: str, *, replay: bool, now: int, ttl_ms: int
 ) -> Literal["Apply", "Duplicate"] | Refusal:
     """Whether a message is the session's next one, one that was applied before, or must be refused."""
-    if replay:
-        return _takeover(session, pod_uid, now, ttl_ms)
-    if session is None:
-        return "Apply" if seq == 1 else Refusal(409, reason="this session is not known here", expected=1)
-    if session.pod_uid != pod_uid:
-        return Refusal(403, reason=f"session {session.id} belongs to another pod")
-    if session.state == "Closed":
-        return Refusal(410, reason="Closed")
+    refusal = _foreign(session, pod_uid, namespace, replay=replay)
+    if refusal is None and session.state == "Closed":
+        refusal = Refusal(410, reason="Closed")
+    if refusal is None:
+        refusal = _too_early(session, pod_uid, now, ttl_ms) if replay else _taken(session)
+    if refusal is not None:
+        return refusal
     if seq > session.seq + 1:
         return Refusal(409, reason=f"message {session.seq + 1} is missing", expected=session.seq + 1)
     return "Duplicate" if seq <= session.seq else "Apply"
 
 
-def _takeover(session: Session | None, pod_uid: str, now: int, ttl_ms: int) -> Refusal:
-    """A successor speaks: its predecessor may live (wait), or its books stay as they are until their windows end."""
-    if session is None or session.state == "Closed" or session.pod_uid == pod_uid:
-        return Refusal(410, reason="Closed")
+def _foreign(session: Session, pod_uid: str, namespace: str, *, replay: bool) -> Refusal | None:
+    """Whoever has no business with a session. Volumes do not leave their namespace, so successors do not either."""
+    if replay and session.namespace != namespace:
+        return Refusal(403, reason=f"session {session.id} belongs to another namespace")
+    if not replay and session.pod_uid != pod_uid:
+        return Refusal(403, reason=f"session {session.id} belongs to another pod")
+    return None
+
+
+def _taken(session: Session) -> Refusal | None:
+    return Refusal(410, reason="Taken") if session.taken else None
+
+
+def _too_early(session: Session, pod_uid: str, now: int, ttl_ms: int) -> Refusal | None:
+    """Nobody speaks from the journal of a session whose process may live.
+
+    In the same pod it cannot: the kubelet starts a container after its predecessor is dead. Elsewhere it has fenced
+    itself once it was silent for long enough.
+    """
+    if session.state == "Replaying" or session.pod_uid == pod_uid:
+        return None
     silent, needed = now - session.seen_ms, ttl_ms * TAKEOVER_PERCENT // 100
-    return Refusal(410, reason="Closed") if silent >= needed else Refusal(425, retry_after_ms=needed - silent)
+    return Refusal(425, retry_after_ms=needed - silent) if silent < needed else None
 
 
-def step(account: Account, row: Row | None, report: Report | None, demand: Demand, *, cap: int, now: int) -> Outcome:
-    """One account's part of a message: the report, then, after what it returns, the grant. Raises BooksError."""
-    held = row or NOTHING
-    if report is not None:
-        account, held = tell(account, held, report)
-    gained = (held != NOTHING) - (row is not None)
-    if gained:
-        account = replace(account, holders=account.holders + gained)
-    if demand == _NO_DEMAND:
-        return Outcome(account, held if held != NOTHING else None)
-    return grant(account, held, demand, cap=cap, now=now)
+# --- books
 
 
-def tell(account: Account, row: Row, report: Report) -> tuple[Account, Row]:
-    """Merge a report: totals only grow, so old news changes nothing. Raises BooksError."""
-    new = merged(row, report.totals)
-    if report.final:
+def tell(account: Account, row: Row, report: Row, *, final: bool = False) -> tuple[Account, Row]:
+    """Merge a report: totals only grow, so old news changes nothing. ``final``: it returns all and forgets the holding.
+
+    Raises BooksError.
+    """
+    if report == row and not final:
+        return account, row
+    new = merged(row, report)
+    if final:
         new = _returned(new, new.out)
+    held = (new.granted - row.granted) - (new.returned - row.returned) + (new.unbacked - row.unbacked)
+    gained = (new != NOTHING and not final) - (row != NOTHING)
+    # Grants that are not known here were made under a cap that was lost with them.
+    lost = new.granted - row.granted
     books = replace(
         account,
-        held=account.held + (new.granted - row.granted) - (new.returned - row.returned) + (new.unbacked - row.unbacked),
+        held=account.held + held,
         charged=account.charged + new.charged - row.charged,
         unbacked=account.unbacked + new.unbacked - row.unbacked,
+        cap_high=max(account.cap_high, account.held - account.unbacked + lost) if lost else account.cap_high,
+        holders=account.holders + gained,
     )
-    return books, NOTHING if report.final else new
+    return books, NOTHING if final else new
 
 
 def merged(row: Row, told: Row) -> Row:
@@ -213,26 +344,36 @@ def _returned(row: Row, amount: int) -> Row:
     return replace(row, returned=row.returned + amount, reserved=min(row.reserved, row.out - amount))
 
 
-def grant(account: Account, row: Row, demand: Demand, *, cap: int, now: int) -> Outcome:
+def grant(account: Account, row: Row, demand: Demand, *, terms: Terms, klass: int, now: int) -> Outcome:
     """Decide a demand. Grants leave ``held`` within the cap; whoever waits makes the others give back."""
-    kept = row if row != NOTHING else None
-    available = cap - account.held
-    if demand.first > cap > 0:
-        return Outcome(replace(account, refused_ms=now), kept, "TooLarge")
+    most = cap(terms, account, klass, now)
+    available = most - account.held
     if available < demand.first:
-        if cap - account.used < demand.first:
-            return Outcome(replace(account, refused_ms=now), kept, "Exhausted")
-        return Outcome(replace(account, recall_until=now + RECALL_MS), kept, "Wait")
-    amount = size(account, demand, available=available, existing=kept is not None, now=now)
+        return _refused(account, row, demand.first, most, terms=terms, klass=klass, now=now)
+    amount = size(account, demand, available=available, existing=row != NOTHING, now=now)
     if amount <= 0:
-        return Outcome(account, kept)
+        return Outcome(account, row)
     books = replace(
         account,
         held=account.held + amount,
-        cap_high=max(account.cap_high, cap),
-        holders=account.holders + (kept is None),
+        cap_high=max(account.cap_high, most),
+        holders=account.holders + (row == NOTHING),
     )
     return Outcome(books, replace(row, granted=row.granted + amount), "Granted")
+
+
+def _refused(account: Account, row: Row, first: int, most: int, *, terms: Terms, klass: int, now: int) -> Outcome:
+    """Why not even the smallest request that waits can be served, and when that may change."""
+    # Headroom that Batch may not touch says nothing of the account, which others go on using.
+    marked = replace(account, refused_ms=now) if klass else account
+    if first > whole(terms, klass) > 0:
+        return Outcome(marked, row, "TooLarge")
+    if ceiling(terms, klass) - account.used < first:
+        return Outcome(marked, row, "Exhausted", max(0, terms.end - now))
+    if most - account.used < first:
+        wait = fits_at(terms, account, klass, account.used + first) - now
+        return Outcome(account, row, "Paced", max(1, wait))
+    return Outcome(replace(account, recall_until=now + RECALL_MS), row, "Wait")
 
 
 def size(account: Account, demand: Demand, *, available: int, existing: bool, now: int) -> int:
@@ -247,27 +388,28 @@ def recalling(account: Account, now: int) -> bool:
     return now < account.recall_until
 
 
-def must_return(account: Account, *, cap: int, now: int) -> bool:
+def must_return(account: Account, terms: Terms, klass: int, now: int) -> bool:
     """Whether holders shall give back what is free: somebody waits, or the limit fell below what is held."""
-    return recalling(account, now) or account.held > cap
+    return recalling(account, now) or account.held > ceiling(terms, klass)
 
 
-def close(account: Account, row: Row, *, complete: bool, unknown: int) -> Outcome:
+def close(account: Account, row: Row, *, complete: bool, unknown: int) -> tuple[Account, Row]:
     """The last word of a session on one holding: what it cannot account for stays counted, as unreconciled."""
     left = min(unknown, row.out) if complete else row.out
-    closed = replace(_returned(row, row.out - left), reserved=0)
     books = replace(
         account,
         held=account.held - (row.out - left),
         unreconciled=account.unreconciled + left,
         holders=account.holders - (left == 0),
     )
-    return Outcome(books, closed if left else None)
+    return books, replace(_returned(row, row.out - left), reserved=0) if left else NOTHING
 
 
-def action_at(actions: tuple[BudgetAction, ...], used: int, limit: int) -> str:
-    """The action of the highest share of the limit that is reached; ``Reject`` from 100 % on."""
-    if used >= limit:
-        return "Reject"
-    reached = [action for action in actions if used * 100 >= action.at_percent * limit]
-    return max(reached, key=lambda action: action.at_percent).action if reached else "None"
+def write_off(account: Account, row: Row) -> Account:
+    """What a dead session still held of an account is declared not spent: the holding goes."""
+    return replace(
+        account,
+        held=account.held - row.out,
+        unreconciled=account.unreconciled - row.out,
+        holders=account.holders - 1,
+    )

@@ -16,11 +16,13 @@ from fairlead_router.contract import (
     SyncRefusal,
     SyncRequest,
     UsageAnswer,
+    WriteOff,
 )
 
 MESSAGES = (
-    SyncRequest, SyncAnswer, SyncRefusal, PutBudgets, PutCards, PutCosts, SpendAnswer, SpendList, UsageAnswer
+    SyncRequest, SyncAnswer, SyncRefusal, PutBudgets, PutCards, PutCosts, SpendAnswer, SpendList, UsageAnswer, WriteOff
 )  # fmt: skip
+FILTERS = ("namespace", "caller", "feature", "model", "pool")
 REF = "#/components/schemas/{name}"
 
 
@@ -54,7 +56,10 @@ def _paths() -> dict[str, Any]:
         "/v1/spend": {
             "get": _call("All budgets, or the one named", SpendList, SpendAnswer, query=("namespace", "name", "at"))
         },
-        "/v1/usage": {"get": _call("Usage by dimensions, and bills", UsageAnswer, query=("by", *time))},
+        "/v1/usage": {
+            "get": _call("Usage by dimensions, and bills", UsageAnswer, query=("by", *time, "step", *FILTERS))
+        },
+        "/v1/write-off": {"post": _call("Declare what a dead session held as not spent", None, body=WriteOff)},
     }
 
 

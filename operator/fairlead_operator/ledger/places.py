@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 
 import msgspec
 from sqlalchemy import Connection
 
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.access import MAX_TEXT, Caller
+from fairlead_operator.ledger.escrow import MAX_AMOUNT
+from fairlead_operator.ledger.exchange import Resolved
 from fairlead_operator.ledger.windows import window_at
 from fairlead_router.contract import OTHER, Ask, LedgerBudget, Window
 
@@ -19,23 +22,20 @@ type_of_place = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
-    """An ask and its account; none when the budget does not exist (for this caller) or does not match."""
-
-    ask: Ask
-    account: int | None = None
-    asked_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Wish:
     """An ask whose budget and window are known."""
 
     ask: Ask
+    budget: LedgerBudget
+    opens: int
+    """When the window begins."""
     window: int
     namespace: str
     key: str
-    max_keys: int
+
+    @property
+    def max_keys(self) -> int:
+        return MAX_WORKFLOWS if self.budget.per == "Workflow" else MAX_KEYS
 
     @property
     def place(self) -> type_of_place:
@@ -44,11 +44,16 @@ class _Wish:
 
 @dataclass(slots=True)
 class Resolver:
-    """Finds, and with ``create`` opens, the accounts of one message's asks."""
+    """Finds, and with ``create`` opens, the accounts of one message's asks.
+
+    Without ``open_windows`` only those of windows that are in use: the clock may be wrong, and a window opened for
+    the wrong time would be a second allowance.
+    """
 
     connection: Connection
     now: int
     create: bool
+    open_windows: bool = True
     _windows: dict[tuple[int, str], Window | None] = field(default_factory=dict)
 
     def resolve(self, asks: tuple[Ask, ...], caller: Caller) -> list[Resolved]:
@@ -90,7 +95,7 @@ class Resolver:
         window = self._window(series, budget, ask.at)
         if window is None:
             return None
-        return _Wish(ask, window.id, *where, MAX_WORKFLOWS if budget.per == "Workflow" else MAX_KEYS)
+        return _Wish(ask, budget, window.start, window.id, *where)
 
     def _window(self, series: int, budget: LedgerBudget, at: str) -> Window | None:
         if (series, at) not in self._windows:
@@ -103,7 +108,7 @@ class Resolver:
 
     def _window_at(self, series: int, budget: LedgerBudget, at: int) -> Window | None:
         found = stored_window(self.connection, series, at)
-        if found is None and self.create:
+        if found is None and self.create and self.open_windows:
             start, end = calendar_window(self.connection, series, budget, at)
             sql.write(self.connection, sql.ADD_WINDOW, [{"series_id": series, "start_ms": start, "end_ms": end}])
             found = stored_window(self.connection, series, at)
@@ -121,7 +126,7 @@ class Resolver:
         folded: dict[type_of_place, type_of_place] = {}
         for place, wish in sorted(wanted.items()):
             folded[place] = _fold(wish, counts)
-        self._add_accounts(set(folded.values()))
+        self._add_accounts({folded[place]: wish for place, wish in wanted.items()})
         changed = [group for group in counts if counts[group] != before[group]]
         rows = [
             {"window_id": window, "namespace": name, "keys": counts[window, name]} for window, name in sorted(changed)
@@ -129,9 +134,13 @@ class Resolver:
         sql.write(self.connection, sql.PUT_KEYS, rows)
         return folded
 
-    def _add_accounts(self, places: set[type_of_place]) -> None:
-        missing = sorted(places - self._accounts(places).keys())
-        rows = [{"window_id": window, "namespace": namespace, "key": key} for window, namespace, key in missing]
+    def _add_accounts(self, places: dict[type_of_place, _Wish]) -> None:
+        missing = sorted(places.keys() - self._accounts(places).keys())
+        ids = [account_id(places[place].budget, places[place].opens, *place[1:]) for place in missing]
+        rows = (
+            {"id": id_, "window_id": window, "namespace": namespace, "key": key}
+            for id_, (window, namespace, key) in zip(ids, missing, strict=True)
+        )
         sql.write(self.connection, sql.ADD_ACCOUNT, rows)
 
     def _key_counts(self, groups: set[tuple[int, str]]) -> dict[tuple[int, str], int]:
@@ -148,6 +157,13 @@ def _fold(wish: _Wish, counts: dict[tuple[int, str], int]) -> type_of_place:
         return wish.window, wish.namespace, OTHER
     counts[group] += 1
     return wish.place
+
+
+def account_id(budget: LedgerBudget, opens: int, namespace: str, key: str) -> int:
+    """The id of an account: by what it counts, so that a restored ledger does not give it to another one."""
+    series = budget.namespace, budget.name, budget.unit, budget.per, budget.period, budget.time_zone
+    digest = sha256(msgspec.json.encode((*series, opens, namespace, key))).digest()
+    return int.from_bytes(digest[:8], "big") % (MAX_AMOUNT - 1) + 1
 
 
 def allowance(budget: LedgerBudget, namespace: str, key: str) -> tuple[str, str] | None:

@@ -1,15 +1,28 @@
 """What people and the operator read: spend of budgets, usage and costs."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, case, func, select
+from msgspec import structs
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    Table,
+    case,
+    func,
+    literal_column,
+    select,
+)
 
-from fairlead_operator.ledger import escrow
+from fairlead_operator.ledger import escrow, rollup
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.catalog import budgets_version, costs_until
+from fairlead_operator.ledger.idle import idle_so_far
 from fairlead_operator.ledger.places import calendar_window, decode_budget, stored_window
 from fairlead_operator.ledger.schema import (
     account,
@@ -41,8 +54,13 @@ from fairlead_router.contract import (
     bin_upper_nano,
 )
 
-DIMENSIONS = ("namespace", "caller", "feature", "model", "pool", "variant", "route", "cache")
+TIME = "time"
+FILTERS = ("caller", "feature", "model", "pool")
+"""Dimensions by whose value usage can be asked for, as by the namespace."""
+DIMENSIONS = ("namespace", *FILTERS, "variant", "route", "cache", "attempt", TIME)
 MAX_USAGE_ROWS = 10_000
+MAX_GROUPS = 50_000
+MAX_STEP_DIGITS = 12
 TOP_KEYS = 10
 TOP_SESSIONS = 100
 LIMITED_MS = 5 * 60_000
@@ -64,6 +82,10 @@ class _Budget:
     @property
     def limit(self) -> int:
         return self.budget.limit + escrow.increase_at(self.budget, self.now)
+
+    def terms(self, idle: int) -> escrow.Terms:
+        start, end = self.window.start, self.window.end
+        return escrow.terms_of(self.budget, self.now, live=True, start=start, end=end, idle=idle)
 
 
 def spend_list(connection: Connection, now: int, namespace: str | None) -> SpendList:
@@ -96,8 +118,9 @@ def _spend(connection: Connection, located: _Budget) -> SpendAnswer:
     keys = _keys(connection, top, since)
     first = keys[0] if keys else KeySpend(**dict.fromkeys(_ZERO, 0), namespace="", key="", counted_from=since)
     total, limited = _key_counts(connection, located)
-    used = first.charged + first.unreconciled
-    refused = bool(top) and _recently(top[0].refused_ms, located.now)
+    terms = located.terms(idle := idle_so_far(connection, budget, first.namespace, window.id))
+    books = escrow.act(_books(top), terms, located.now)
+    refused = _recently(books.refused_ms, located.now)
     return SpendAnswer(
         namespace=budget.namespace,
         name=budget.name,
@@ -106,11 +129,14 @@ def _spend(connection: Connection, located: _Budget) -> SpendAnswer:
         limit=budget.limit,
         extra=escrow.increase_at(budget, located.now),
         **{name: getattr(first, name) for name in _ZERO},
-        remaining=located.limit - used - first.reserved,
+        remaining=located.limit - books.used - first.reserved,
         window=window,
         window_label=window_at(window.start, budget.period, budget.time_zone).label,
         counted_from=since,
-        action="Reject" if refused else escrow.action_at(budget.actions, used + first.reserved, located.limit),
+        action="Reject" if refused else escrow.standing(terms, books),
+        active=escrow.active(terms, books.acted),
+        pace_per_hour=escrow.pace_per_hour(terms, books),
+        idle=idle,
         keys=keys,
         keys_total=total,
         keys_limited=limited,
@@ -119,6 +145,11 @@ def _spend(connection: Connection, located: _Budget) -> SpendAnswer:
 
 
 _ZERO = ("charged", "leased", "reserved", "unreconciled", "unbacked")
+_BOOKS = escrow.Account.__struct_fields__
+
+
+def _books(top: Sequence[Row[Any]]) -> escrow.Account:
+    return escrow.Account(*(getattr(top[0], name) for name in _BOOKS)) if top else escrow.Account()
 
 
 def _recently(refused_ms: int, now: int) -> bool:
@@ -181,63 +212,135 @@ def _sessions(connection: Connection, window: int) -> tuple[SessionSpend, ...]:
 # --- usage, costs, cards
 
 
+class QueryError(ValueError):
+    """Usage was asked for in a way that has no answer; the text says which ways have one."""
+
+
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """What is asked of usage: how to group, which time, whose (None: everybody's)."""
+    """What is asked of usage: how to group, which time, whose, and when.
+
+    ``namespace``: that callers' namespace, and the bills of its pools (None: all). ``only``: equality by dimension.
+    ``step``: the length of the groups of ``time``, in ms.
+    """
 
     by: tuple[str, ...]
     since: int
     until: int
     namespace: str | None = None
+    only: tuple[tuple[str, str], ...] = ()
+    step: int = BUCKET_MS
+    now: int = 0
 
 
-def aligned(since: int, until: int) -> tuple[int, int]:
-    """The quarter hours that a time touches."""
-    return since // BUCKET_MS * BUCKET_MS, -(-until // BUCKET_MS) * BUCKET_MS
+def aligned(since: int, until: int, length: int = BUCKET_MS) -> tuple[int, int]:
+    """The quarter hours, or longer steps, that a time touches."""
+    return since // length * length, -(-until // length) * length
+
+
+def usage_query(parameters: Mapping[str, str], since: int, until: int, *, own: str | None, now: int) -> UsageQuery:
+    """The query of ``GET /v1/usage``; ``own`` is the namespace that a team is held to. Raises QueryError."""
+    by = tuple(part for part in parameters.get("by", "namespace").split(",") if part)
+    unknown = sorted(set(by) - set(DIMENSIONS))
+    if unknown or len(set(by)) < len(by):
+        raise QueryError(f"by={','.join(unknown or by)} is not known; use each once: {', '.join(DIMENSIONS)}")
+    namespace = parameters.get("namespace") if own is None else own
+    only = tuple((name, parameters[name]) for name in FILTERS if name in parameters)
+    step = _step(parameters.get("step", ""), timed=TIME in by)
+    if TIME in by and (until - since) // step > MAX_USAGE_ROWS:
+        raise QueryError(f"step={step} makes more than {MAX_USAGE_ROWS} steps of that time; use a longer one")
+    return UsageQuery(by, since, until, namespace, only, step, now)
+
+
+def _step(text: str, *, timed: bool) -> int:
+    if not text:
+        return BUCKET_MS
+    step = int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_STEP_DIGITS else 0
+    if not timed or step <= 0 or step % BUCKET_MS:
+        raise QueryError(f"step={text} is a length of time in ms, a multiple of {BUCKET_MS}, and goes with by={TIME}")
+    return step
 
 
 def usage_report(connection: Connection, query: UsageQuery) -> UsageAnswer:
-    """Sums and percentiles by group, dearest first, and the bills of the pools for the same time."""
-    groups = [dim.c[name] for name in query.by]
-    histograms = _histograms(connection, query, groups)
-    rows = [
-        UsageRow(group=tuple(row[: len(groups)]), **_percentiles(histograms[tuple(row[: len(groups)])]), **_sums(row))
-        for row in connection.execute(_usage_sums(query, groups))
+    """Sums and percentiles by group, dearest first, and the bills of the pools for the same time. Raises QueryError."""
+    days = rollup.days_until(connection)
+    query = _on_days(query, days)
+    groups = _groups(query, usage)
+    rows = connection.execute(_usage_sums(query, groups).limit(MAX_GROUPS + 1)).all()
+    if len(rows) > MAX_GROUPS:
+        raise QueryError(f"there are more than {MAX_GROUPS} groups: ask for a shorter time or fewer dimensions")
+    histograms = _histograms(connection, query)
+    found = [
+        UsageRow(group=group, **_percentiles(histograms[group]), **_sums(row))
+        for group, row in ((_group(row, len(groups)), row) for row in rows)
     ]
-    rows.sort(key=lambda row: (-row.nano_usd, row.group))
+    found.sort(key=lambda row: (-row.nano_usd, row.group))
+    bills = _bills(connection, query)
     return UsageAnswer(
         since=query.since,
         until=query.until,
         by=query.by,
-        rows=_bounded(rows, histograms, len(groups)),
-        costs=_bills(connection, query),
+        rows=_bounded(found, histograms, query.by),
+        costs=bills,
+        settled=_settled(connection, query.now, billed=bool(bills)),
+        days_until=days,
     )
 
 
-def _usage_sums(query: UsageQuery, groups: list[Column[Any]]) -> Select[Any]:
+def _on_days(query: UsageQuery, days: int) -> UsageQuery:
+    """The query, widened to whole days where sums exist by day only."""
+    since, until = aligned(query.since, query.until, rollup.DAY_MS)
+    return replace(
+        query,
+        since=since if query.since < days else query.since,
+        until=until if query.until < days else query.until,
+    )
+
+
+def _settled(connection: Connection, now: int, *, billed: bool) -> int:
+    """Up to when everything was told: by every open session, and by the operator if pools have bills."""
+    heard = connection.execute(select(func.min(session.c.seen_ms)).where(session.c.state == "Open")).scalar_one()
+    times = [now, *([] if heard is None else [heard]), *([costs_until(connection)] if billed else [])]
+    return int(min(times))
+
+
+def _groups(query: UsageQuery, table: Table) -> list[ColumnElement[Any]]:
+    """The values to group by; ``time`` is the step that a bucket lies in, with its length written out.
+
+    As a parameter it would have two names in SELECT and GROUP BY, and PostgreSQL would not see that they are one.
+    """
+    step: ColumnElement[int] = literal_column(str(query.step), Integer)
+    return [table.c.bucket // step * step if name == TIME else dim.c[name] for name in query.by]
+
+
+def _group(row: Sequence[Any], width: int) -> tuple[str, ...]:
+    return tuple(str(value) for value in row[:width])
+
+
+def _usage_sums(query: UsageQuery, groups: Sequence[ColumnElement[Any]]) -> Select[Any]:
     sums = [func.sum(usage.c[name]).label(name) for name in sql.SUMS]
     statement = select(*groups, *sums).select_from(dim.join(usage, usage.c.dim_id == dim.c.id))
     return _scoped(statement, usage.c.bucket, query).group_by(*groups)
 
 
-def _histograms(
-    connection: Connection, query: UsageQuery, groups: list[Column[Any]]
-) -> defaultdict[tuple[str, ...], Counter[int]]:
+def _histograms(connection: Connection, query: UsageQuery) -> defaultdict[tuple[str, ...], Counter[int]]:
+    groups = _groups(query, cost_hist)
     bins = select(*groups, cost_hist.c.bin, func.sum(cost_hist.c.n).label("n"))
     bins = _scoped(bins.select_from(dim.join(cost_hist, cost_hist.c.dim_id == dim.c.id)), cost_hist.c.bucket, query)
     found: defaultdict[tuple[str, ...], Counter[int]] = defaultdict(Counter)
     for row in connection.execute(bins.group_by(*groups, cost_hist.c.bin)):
-        found[tuple(row[: len(groups)])][row.bin] += row.n
+        found[_group(row, len(groups))][row.bin] += int(row.n)
     return found
 
 
 def _scoped(statement: Select[Any], bucket: ColumnElement[int], query: UsageQuery) -> Select[Any]:
-    statement = statement.where(bucket >= query.since, bucket < query.until)
-    return statement if query.namespace is None else statement.where(dim.c.namespace == query.namespace)
+    whose = query.only if query.namespace is None else (("namespace", query.namespace), *query.only)
+    within = statement.where(bucket >= query.since, bucket < query.until)
+    return within.where(*(dim.c[name] == value for name, value in whose))
 
 
 def _sums(row: Any) -> dict[str, int]:
-    return {name: getattr(row, name) or 0 for name in sql.SUMS}
+    return {name: int(getattr(row, name) or 0) for name in sql.SUMS}
 
 
 def _percentiles(bins: Counter[int]) -> dict[str, int]:
@@ -254,47 +357,65 @@ def percentile(bins: Counter[int], percent: int) -> int:
     return 0
 
 
-def _bounded(rows: list[UsageRow], histograms: dict[tuple[str, ...], Counter[int]], width: int) -> tuple[UsageRow, ...]:
-    """At most so many rows; the cheapest of more are one row, so that totals stay what they are."""
+def _bounded(
+    rows: list[UsageRow], histograms: dict[tuple[str, ...], Counter[int]], by: tuple[str, ...]
+) -> tuple[UsageRow, ...]:
+    """At most so many rows, and one more for each step of time: the cheapest are one, so that totals stay right."""
     if len(rows) <= MAX_USAGE_ROWS:
         return tuple(rows)
-    kept, rest = rows[: MAX_USAGE_ROWS - 1], rows[MAX_USAGE_ROWS - 1 :]
-    bins = sum((histograms[row.group] for row in rest), Counter[int]())
-    sums = {name: sum(getattr(row, name) for row in rest) for name in sql.SUMS}
-    return (*kept, UsageRow(group=(OTHER,) * width, **_percentiles(bins), **sums))
+    rest: defaultdict[tuple[str, ...], list[UsageRow]] = defaultdict(list)
+    for row in rows[MAX_USAGE_ROWS - 1 :]:
+        rest[tuple(value if name == TIME else OTHER for name, value in zip(by, row.group, strict=True))].append(row)
+    return (*rows[: MAX_USAGE_ROWS - 1], *(_folded(group, some, histograms) for group, some in rest.items()))
+
+
+def _folded(
+    group: tuple[str, ...], rows: Sequence[UsageRow], histograms: dict[tuple[str, ...], Counter[int]]
+) -> UsageRow:
+    bins = Counter[int]()
+    for row in rows:
+        bins.update(histograms[row.group])
+    sums = {name: sum(getattr(row, name) for row in rows) for name in sql.SUMS}
+    return UsageRow(group=group, **_percentiles(bins), **sums)
 
 
 def _bills(connection: Connection, query: UsageQuery) -> tuple[CostRow, ...]:
-    sums = [func.sum(pool_cost.c[name]).label(name) for name in ("replica_ms", "nano_usd")]
-    statement = (
-        select(pool_cost.c.pool, pool_cost.c.variant, *sums)
-        .where(pool_cost.c.bucket >= query.since, pool_cost.c.bucket < query.until)
-        .group_by(pool_cost.c.pool, pool_cost.c.variant)
-        .order_by(pool_cost.c.pool, pool_cost.c.variant)
-    )
+    """The bills of the pools, and what everybody's requests were charged there, by step if time is asked for."""
+    bills: dict[tuple[int, str, str], CostRow] = {}
+    for place, replica_ms, nano_usd in _by_place(connection, query, pool_cost, ("replica_ms", "nano_usd")):
+        bills[place] = CostRow(**_place(place), replica_ms=replica_ms, nano_usd=nano_usd)
+    for place, charged in _by_place(connection, query, usage, ("nano_usd",)):
+        bill = bills.get(place) or CostRow(**_place(place), replica_ms=0, nano_usd=0)
+        bills[place] = structs.replace(bill, charged=charged)
+    return tuple(bills[place] for place in sorted(bills) if bills[place].nano_usd or bills[place].charged)
+
+
+def _place(place: tuple[int, str, str]) -> dict[str, Any]:
+    return dict(zip(("bucket", "pool", "variant"), place, strict=True))
+
+
+def _by_place(connection: Connection, query: UsageQuery, table: Table, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """Sums by step (the whole time, unless time is asked for), pool and variant: ((step, pool, variant), *sums)."""
+    where, rows = (table, table) if table is pool_cost else (dim, dim.join(table, table.c.dim_id == dim.c.id))
+    time = _groups(replace(query, by=(TIME,)), table) if TIME in query.by else []
+    groups = [*time, where.c.pool, where.c.variant]
+    statement = select(*groups, *(func.sum(table.c[name]) for name in names)).select_from(rows)
+    statement = statement.where(table.c.bucket >= query.since, table.c.bucket < query.until).group_by(*groups)
     if query.namespace is not None:
-        statement = statement.where(pool_cost.c.pool.startswith(f"{query.namespace}/", autoescape=True))
-    return _cost_rows(connection.execute(statement), bucket=query.since)
-
-
-def _cost_rows(rows: Iterable[Any], bucket: int | None = None) -> tuple[CostRow, ...]:
-    return tuple(
-        CostRow(
-            pool=row.pool,
-            variant=row.variant,
-            bucket=row.bucket if bucket is None else bucket,
-            replica_ms=row.replica_ms,
-            nano_usd=row.nano_usd,
-        )
-        for row in rows
-    )
+        statement = statement.where(where.c.pool.startswith(f"{query.namespace}/", autoescape=True))
+    statement = statement.where(*(where.c.pool == value for name, value in query.only if name == "pool"))
+    first = () if time else (query.since,)
+    return [
+        ((*first, *row[: len(groups)]), *(int(value) for value in row[len(groups) :]))
+        for row in connection.execute(statement)
+    ]
 
 
 def costs(connection: Connection, since: int, until: int) -> PutCosts:
     """The stored totals of a time, and up to when the operator has counted."""
     where = (pool_cost.c.bucket >= since) & (pool_cost.c.bucket < until)
-    rows = connection.execute(select(pool_cost).where(where).order_by(*pool_cost.primary_key.columns))
-    return PutCosts(costs=_cost_rows(rows), until=costs_until(connection))
+    rows = connection.execute(select(pool_cost).where(where).order_by(*pool_cost.primary_key.columns)).mappings()
+    return PutCosts(costs=tuple(CostRow(**row) for row in rows), until=costs_until(connection))
 
 
 def cards(connection: Connection, pool: str | None) -> PutCards:

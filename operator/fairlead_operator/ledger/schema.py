@@ -3,9 +3,11 @@
 Amounts are in the unit of their budget (nano-USD, tokens, requests); times are milliseconds since the epoch, UTC.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -23,12 +25,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    create_engine,
-    event,
 )
 
-WAL_PAGES = 4_000
-BUSY_MS = 5_000
+from fairlead_operator.ledger import postgres, sqlite
+
+DIALECTS: Final[Mapping[str, ModuleType]] = {"sqlite": sqlite, "postgresql": postgres}
+"""What speaks to each database, by SQLAlchemy's name of it."""
 
 metadata = MetaData()
 
@@ -102,6 +104,9 @@ account = Table(
     _big("recall_until", default=0),
     _big("refused_ms", default=0),
     _big("cap_high", default=0),
+    Column("acted", SmallInteger, nullable=False, server_default="0"),
+    Column("pace_from", BigInteger),
+    Column("pace_base", BigInteger),
     UniqueConstraint("window_id", "namespace", "key", name="account_place"),
     CheckConstraint("held >= 0", name="account_held"),
     CheckConstraint("unreconciled >= 0", name="account_unreconciled"),
@@ -197,35 +202,43 @@ pool_cost = Table(
     _big("nano_usd"),
     sqlite_with_rowid=False,
 )
+audit = Table(
+    "audit",
+    metadata,
+    _id(),
+    _big("at_ms"),
+    _text("who"),
+    _text("what"),
+    _text("detail"),
+    Index("audit_at", "at_ms"),
+)
 
 
 class NewerSchemaError(RuntimeError):
     """The database was written by a newer version of the ledger."""
 
 
-def open_engine(path: Path, *, begin: str) -> Engine:
-    """An engine on the database file; ``begin`` is how its transactions start (BEGIN IMMEDIATE to write)."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000})
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver would otherwise put off BEGIN until the first write
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES}"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
+def open_engine(database: Path | str, *, reading: bool = False) -> Engine:
+    """An engine on a database: a file's path for SQLite, or a postgresql:// URL."""
+    engine: Engine = dialect_of(database).open_engine(str(database), reading=reading)
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the database to this version's schema; raises NewerSchemaError if it is ahead of it."""
+def dialect_of(database: Path | str) -> ModuleType:
+    """The module that speaks to such a database."""
+    return postgres if str(database).startswith(("postgresql://", "postgres://")) else sqlite
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the database to this version's schema; raises NewerSchemaError if it is ahead of it.
+
+    Ledgers that start together on one database do this one after the other.
+    """
     config = Config()
     config.set_main_option("script_location", str(files("fairlead_operator.ledger").joinpath("migrations")))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     with engine.begin() as connection:
+        DIALECTS[engine.dialect.name].exclusive(connection, "schema")
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in known:
             raise NewerSchemaError(
@@ -233,4 +246,4 @@ def migrate(engine: Engine) -> None:
                 "run the version that wrote it, or restore a backup of before"
             )
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

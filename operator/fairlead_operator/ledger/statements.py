@@ -1,30 +1,38 @@
-"""All SQL of the ledger's writes, compiled once to text for SQLite and run with ``exec_driver_sql``.
+"""All SQL of the ledger's writes, compiled once to text for each database.
 
 Lists travel as one JSON parameter, so the text does not depend on how many values there are. Reports build their
-queries in ``reports``.
+queries in ``reports``. What differs between databases is in ``sqlite`` and ``postgres``, which have the same names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    BigInteger,
     ClauseElement,
+    Column,
     Connection,
-    Row,
+    Table,
+    Text,
     bindparam,
+    column,
     delete,
     func,
-    insert,
     literal_column,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects import sqlite
 
+from fairlead_operator.ledger import postgres, sqlite
+from fairlead_operator.ledger.escrow import Account, Row
 from fairlead_operator.ledger.schema import (
+    DIALECTS,
     account,
+    audit,
     budget,
     budget_window,
     cost_hist,
@@ -39,32 +47,28 @@ from fairlead_operator.ledger.schema import (
     window_ns,
 )
 
-_DIALECT = sqlite.dialect(paramstyle="named")
 ARCHIVE_MS = 7 * 24 * 3_600_000
 """Holdings of windows that ended this long ago are dropped."""
+Statement = Mapping[str, sqlite.Text | postgres.Text]
+"""One statement, by database."""
 
-_ids = func.json_each(bindparam("ids")).table_valued("value")
-_rows = func.json_each(bindparam("rows")).table_valued("value")
 _out = "(holding.granted - holding.returned - holding.charged + holding.unbacked)"
 
 
-def _field(index: int) -> Any:
-    return func.json_extract(_rows.c.value, literal_column(f"'$[{index}]'"))
+def read(connection: Connection, statement: Statement, **parameters: Any) -> list[Any]:
+    """All rows of a query, as named tuples."""
+    return statement[connection.dialect.name].read(connection, parameters)
 
 
-def _sql(statement: ClauseElement, columns: Sequence[str] | None = None) -> str:
-    return str(statement.compile(dialect=_DIALECT, column_keys=columns))
-
-
-def read(connection: Connection, sql: str, **parameters: Any) -> Sequence[Row[Any]]:
-    """All rows of a compiled query."""
-    return connection.exec_driver_sql(sql, parameters).all()
-
-
-def write(connection: Connection, sql: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Run a compiled statement for each row; nothing for no rows."""
+def write(connection: Connection, statement: Statement, rows: Iterable[dict[str, Any]]) -> None:
+    """Run a statement for all rows, which have at least its parameters; nothing for no rows."""
     if parameters := list(rows):
-        connection.exec_driver_sql(sql, parameters)
+        statement[connection.dialect.name].write(connection, parameters)
+
+
+def run(connection: Connection, statement: Statement, **parameters: Any) -> int:
+    """Run a statement; how many rows it touched."""
+    return statement[connection.dialect.name].run(connection, parameters)
 
 
 def as_list(values: Iterable[Any]) -> str:
@@ -72,154 +76,248 @@ def as_list(values: Iterable[Any]) -> str:
     return msgspec.json.encode(sorted(values)).decode()
 
 
-GET_META = _sql(select(meta.c.v).where(meta.c.k == bindparam("k")))
-_put_meta = sqlite.insert(meta)
-PUT_META = _sql(_put_meta.on_conflict_do_update(index_elements=["k"], set_={"v": _put_meta.excluded.v}))
+def database_now(connection: Connection) -> int | None:
+    """The clock that all ledgers on this database share, in milliseconds; None where there is but one ledger."""
+    now: int | None = DIALECTS[connection.dialect.name].now(connection)
+    return now
+
+
+def exclusive(connection: Connection, name: str) -> None:
+    """Keep other ledgers out of what has this name until the transaction ends."""
+    DIALECTS[connection.dialect.name].exclusive(connection, name)
+
+
+# --- how statements are made
+
+
+def _sql(build: Callable[[ModuleType], ClauseElement]) -> Statement:
+    return {name: d.compiled(statement := build(d), _row(statement)) for name, d in DIALECTS.items()}
+
+
+def _row(statement: Any) -> type[tuple[Any, ...]]:
+    selected = getattr(statement, "selected_columns", ())
+    return namedtuple("Row", [item.name for item in selected], rename=True)  # noqa: PYI024 - the names are only known now
+
+
+_NO_ROW: type[tuple[Any, ...]] = tuple
+
+
+def _add(table: Table, columns: Sequence[str]) -> Statement:
+    """Insert; a row that is there already stays as it is."""
+    made = {}
+    for name, d in DIALECTS.items():
+        statement, keys = d.adding(table, columns)
+        made[name] = d.compiled(statement.on_conflict_do_nothing(), _NO_ROW, keys)
+    return made
+
+
+def _put(
+    table: Table,
+    columns: Sequence[str],
+    changed: Sequence[str],
+    value: Callable[[ModuleType, Any, Any], Any] = lambda _d, _stored, sent: sent,
+) -> Statement:
+    """Insert, or change those columns of a row that is there; ``value`` makes the new value of stored and sent."""
+    made = {}
+    for name, d in DIALECTS.items():
+        statement, keys = d.adding(table, columns)
+        sets = {item: value(d, table.c[item], statement.excluded[item]) for item in changed}
+        primary = [item.name for item in table.primary_key]
+        made[name] = d.compiled(statement.on_conflict_do_update(index_elements=primary, set_=sets), _NO_ROW, keys)
+    return made
+
+
+def _change(table: Table, keys: dict[str, str], columns: Sequence[str]) -> Statement:
+    made = {}
+    for name, d in DIALECTS.items():
+        statement, changed = d.updating(table, keys, columns)
+        made[name] = d.compiled(statement, _NO_ROW, changed)
+    return made
+
+
+def _sum(_d: ModuleType, stored: Any, sent: Any) -> Any:
+    return stored + sent
+
+
+# --- the ledger's own facts
+
+GET_META = _sql(lambda _d: select(meta.c.v).where(meta.c.k == bindparam("k")))
+ALL_META = _sql(lambda _d: select(meta.c.k, meta.c.v))
+ADD_META = _add(meta, ["k", "v"])
+PUT_META = _put(meta, ["k", "v"], ["v"])
+ADD_AUDIT = _add(audit, ["at_ms", "who", "what", "detail"])
 
 # --- budgets, series, windows, accounts
 
-BUDGETS = _sql(
-    select(budget.c.namespace, budget.c.name, budget.c.series_id, budget.c.spec)
-    .select_from(_rows.join(budget, (budget.c.namespace == _field(0)) & (budget.c.name == _field(1))))
-    .where(budget.c.deleted == literal_column("0"))
-)
+_budgets = select(budget.c.namespace, budget.c.name, budget.c.series_id, budget.c.spec)
+
+
+def _named_budgets(d: ModuleType) -> ClauseElement:
+    listed, (namespace, name) = d.rows("rows", Text, Text)
+    joined = listed.join(budget, (budget.c.namespace == namespace) & (budget.c.name == name))
+    return _budgets.select_from(joined).where(budget.c.deleted == literal_column("0"))
+
+
+BUDGETS = _sql(_named_budgets)
 ALL_BUDGETS = _sql(
-    select(budget.c.namespace, budget.c.name, budget.c.series_id, budget.c.spec)
-    .where(budget.c.deleted == literal_column("0"))
-    .order_by(budget.c.namespace, budget.c.name)
+    lambda _d: _budgets.where(budget.c.deleted == literal_column("0")).order_by(budget.c.namespace, budget.c.name)
 )
-_put_budget = sqlite.insert(budget)
-PUT_BUDGET = _sql(
-    _put_budget.on_conflict_do_update(
-        index_elements=["namespace", "name"],
-        set_={name: _put_budget.excluded[name] for name in ("series_id", "uid", "spec", "deleted")},
+PUT_BUDGET = _put(
+    budget,
+    ["namespace", "name", "series_id", "uid", "spec", "deleted"],
+    ["series_id", "uid", "spec", "deleted"],
+)
+DELETE_BUDGETS = _sql(lambda _d: update(budget).values(deleted=literal_column("1")))
+_identity = ("namespace", "name", "unit", "per", "period", "tz")
+ADD_SERIES = _add(series, [*_identity, "created_ms"])
+SERIES = _sql(
+    lambda _d: select(series.c.id, series.c.created_ms).where(
+        *(series.c[name] == bindparam(name) for name in _identity)
     )
 )
-DELETE_BUDGETS = _sql(update(budget).values(deleted=literal_column("1")))
-_identity = ("namespace", "name", "unit", "per", "period", "tz")
-ADD_SERIES = _sql(sqlite.insert(series).on_conflict_do_nothing(), [*_identity, "created_ms"])
-SERIES = _sql(
-    select(series.c.id, series.c.created_ms).where(*(series.c[name] == bindparam(name) for name in _identity))
-)
 WINDOW = _sql(
-    select(budget_window.c.id, budget_window.c.start_ms, budget_window.c.end_ms).where(
+    lambda _d: select(budget_window.c.id, budget_window.c.start_ms, budget_window.c.end_ms).where(
         budget_window.c.series_id == bindparam("series"),
         budget_window.c.start_ms <= bindparam("at"),
         budget_window.c.end_ms > bindparam("at"),
     )
 )
 NEIGHBOURS = _sql(
-    select(
+    lambda _d: select(
         func.max(budget_window.c.end_ms).filter(budget_window.c.end_ms <= bindparam("at")).label("ended"),
         func.min(budget_window.c.start_ms).filter(budget_window.c.start_ms > bindparam("at")).label("begins"),
     ).where(budget_window.c.series_id == bindparam("series"))
 )
-ADD_WINDOW = _sql(insert(budget_window), ["series_id", "start_ms", "end_ms"])
-PLACES = _sql(
-    select(account.c.id, account.c.window_id, account.c.namespace, account.c.key).select_from(
-        _rows.join(
-            account,
-            (account.c.window_id == _field(0)) & (account.c.namespace == _field(1)) & (account.c.key == _field(2)),
-        )
+ADD_WINDOW = _add(budget_window, ["series_id", "start_ms", "end_ms"])
+
+
+def _places(d: ModuleType) -> ClauseElement:
+    listed, (window, namespace, key) = d.rows("rows", BigInteger, Text, Text)
+    found = (account.c.window_id == window) & (account.c.namespace == namespace) & (account.c.key == key)
+    return select(account.c.id, account.c.window_id, account.c.namespace, account.c.key).select_from(
+        listed.join(account, found)
     )
-)
-KEYS = _sql(
-    select(window_ns.c.window_id, window_ns.c.namespace, window_ns.c["keys"].label("known")).select_from(
-        _rows.join(window_ns, (window_ns.c.window_id == _field(0)) & (window_ns.c.namespace == _field(1)))
-    )
-)
-_put_keys = sqlite.insert(window_ns)
-PUT_KEYS = _sql(
-    _put_keys.on_conflict_do_update(
-        index_elements=["window_id", "namespace"], set_={"keys": _put_keys.excluded["keys"]}
-    )
-)
-ADD_ACCOUNT = _sql(insert(account), ["window_id", "namespace", "key"])
-BOOKS = ("held", "charged", "unbacked", "unreconciled", "holders", "recall_until", "refused_ms", "cap_high")
-"""The columns of an account that messages change: the fields of ``escrow.Account``."""
+
+
+def _keys(d: ModuleType) -> ClauseElement:
+    listed, (window, namespace) = d.rows("rows", BigInteger, Text)
+    joined = listed.join(window_ns, (window_ns.c.window_id == window) & (window_ns.c.namespace == namespace))
+    known = select(window_ns.c.window_id, window_ns.c.namespace, window_ns.c["keys"].label("known"))
+    return known.select_from(joined).with_for_update(of=window_ns)
+
+
+PLACES = _sql(_places)
+KEYS = _sql(_keys)
+PUT_KEYS = _put(window_ns, ["window_id", "namespace", "keys"], ["keys"])
+ADD_ACCOUNT = _add(account, ["id", "window_id", "namespace", "key"])
+BOOKS = Account.__struct_fields__
+"""The columns of an account that messages change."""
 ACCOUNTS = _sql(
-    select(
-        account.c.id,
-        account.c.namespace,
-        account.c.key,
-        *(account.c[name] for name in BOOKS),
-        budget_window.c.id.label("window_id"),
-        budget_window.c.start_ms,
-        budget_window.c.end_ms,
-        budget_window.c.series_id,
-        budget.c.series_id.label("live_series"),
-        budget.c.deleted,
-        budget.c.spec,
-        budget.c.namespace.label("budget_namespace"),
-        budget.c.name.label("budget_name"),
+    lambda d: (
+        select(
+            account.c.id,
+            account.c.namespace,
+            account.c.key,
+            *(account.c[name] for name in BOOKS),
+            budget_window.c.id.label("window_id"),
+            budget_window.c.start_ms,
+            budget_window.c.end_ms,
+            budget_window.c.series_id,
+            budget.c.series_id.label("live_series"),
+            budget.c.deleted,
+            budget.c.spec,
+            budget.c.namespace.label("budget_namespace"),
+            budget.c.name.label("budget_name"),
+        )
+        .select_from(
+            account.join(budget_window, budget_window.c.id == account.c.window_id)
+            .join(series, series.c.id == budget_window.c.series_id)
+            .join(budget, (budget.c.namespace == series.c.namespace) & (budget.c.name == series.c.name))
+        )
+        .where(account.c.id.in_(d.ids("ids", BigInteger)))
+        .order_by(account.c.id)
+        .with_for_update(key_share=True, of=account)
     )
-    .select_from(
-        account.join(budget_window, budget_window.c.id == account.c.window_id)
-        .join(series, series.c.id == budget_window.c.series_id)
-        .join(budget, (budget.c.namespace == series.c.namespace) & (budget.c.name == series.c.name))
-    )
-    .where(account.c.id.in_(select(_ids.c.value)))
 )
-PUT_ACCOUNT = _sql(update(account).where(account.c.id == bindparam("account")), BOOKS)
+"""In the order of their ids, which all ledgers lock them in: none waits for another in a circle."""
+PUT_ACCOUNT = _change(account, {"id": "account"}, BOOKS)
 
 # --- sessions and holdings
 
+_session = ("id", "pod_uid", "pod", "seq", "seen_ms", "state", "taken")
 SESSION = _sql(
-    select(session.c.id, session.c.pod_uid, session.c.seq, session.c.seen_ms, session.c.state).where(
-        session.c.id == bindparam("id")
+    lambda _d: select(*(session.c[name] for name in _session)).where(session.c.id == bindparam("id")).with_for_update()
+)
+SESSIONS = _sql(
+    lambda d: (
+        select(*(session.c[name] for name in _session))
+        .where(session.c.id.in_(d.ids("ids", Text)))
+        .order_by(session.c.id)
+        .with_for_update()
     )
 )
-_put_session = sqlite.insert(session)
-PUT_SESSION = _sql(
-    _put_session.on_conflict_do_update(
-        index_elements=["id"], set_={name: _put_session.excluded[name] for name in ("seq", "seen_ms", "state")}
-    ),
-    ["id", "pod_uid", "pod", "seq", "seen_ms", "state"],
-)
-SET_STATE = _sql(update(session).where(session.c.id == bindparam("session")), ["state"])
+ADD_SESSION = _add(session, _session)
+"""A new session is added, then read: its first message cannot be applied by two ledgers."""
+PUT_SESSION = _put(session, _session, ["seq", "seen_ms", "state", "taken"])
+SET_STATE = _change(session, {"id": "session"}, ["state"])
 SILENT = _sql(
-    select(session.c.id)
-    .where(session.c.state == literal_column("'Open'"), session.c.seen_ms < bindparam("before"))
-    .limit(literal_column("1000"))
-    .offset(literal_column("0"))
-)
-TOTALS = ("granted", "returned", "charged", "unbacked", "reserved")
-"""The columns of a holding that messages change: the fields of ``escrow.Row``."""
-_totals = [holding.c.account_id, *(holding.c[name] for name in TOTALS)]
-HOLDINGS = _sql(
-    select(*_totals).where(holding.c.session_id == bindparam("session"), holding.c.account_id.in_(select(_ids.c.value)))
-)
-ALL_HOLDINGS = _sql(select(*_totals).where(holding.c.session_id == bindparam("session")))
-_put_holding = sqlite.insert(holding)
-PUT_HOLDING = _sql(
-    _put_holding.on_conflict_do_update(
-        index_elements=["session_id", "account_id", "class"],
-        set_={name: _put_holding.excluded[name] for name in TOTALS},
+    lambda _d: (
+        select(session.c.id)
+        .where(session.c.state == literal_column("'Open'"), session.c.seen_ms < bindparam("before"))
+        .order_by(session.c.id)
+        .limit(literal_column("1000"))
+        .offset(literal_column("0"))
+        .with_for_update(skip_locked=True)
     )
 )
-DELETE_HOLDING = _sql(
-    delete(holding).where(holding.c.session_id == bindparam("session"), holding.c.account_id == bindparam("account"))
+"""Open sessions that were silent. One that is locked speaks right now."""
+TOTALS = Row.__struct_fields__
+"""The columns of a holding that messages change."""
+_totals = [holding.c.account_id, holding.c["class"].label("klass"), *(holding.c[name] for name in TOTALS)]
+HOLDINGS = _sql(
+    lambda d: select(*_totals).where(
+        holding.c.session_id == bindparam("session"), holding.c.account_id.in_(d.ids("ids", BigInteger))
+    )
 )
+
+
+def _holdings_of(d: ModuleType) -> ClauseElement:
+    listed, (name, account_id) = d.rows("rows", Text, BigInteger)
+    found = (holding.c.session_id == name) & (holding.c.account_id == account_id)
+    return select(holding.c.session_id, *_totals).select_from(listed.join(holding, found))
+
+
+HOLDINGS_OF = _sql(_holdings_of)
+ALL_HOLDINGS = _sql(lambda _d: select(*_totals).where(holding.c.session_id == bindparam("session")))
+PUT_HOLDING = _put(holding, ["session_id", "account_id", "class", *TOTALS], TOTALS)
+DELETE_HOLDING = {
+    name: d.compiled(d.deleting(holding, {"session_id": "session", "account_id": "account", "class": "class"}), _NO_ROW)
+    for name, d in DIALECTS.items()
+}
 RELABEL = _sql(
-    update(account)
-    .where(account.c.id.in_(select(holding.c.account_id).where(holding.c.session_id == bindparam("session"))))
-    .values(
-        unreconciled=account.c.unreconciled
-        + bindparam("sign")
-        * select(func.sum(literal_column(_out)))
-        .where(holding.c.session_id == bindparam("session"), holding.c.account_id == account.c.id)
-        .scalar_subquery()
+    lambda _d: (
+        update(account)
+        .where(account.c.id.in_(select(holding.c.account_id).where(holding.c.session_id == bindparam("session"))))
+        .values(
+            unreconciled=account.c.unreconciled
+            + bindparam("sign", type_=BigInteger)
+            * select(func.sum(literal_column(_out, BigInteger)))
+            .where(holding.c.session_id == bindparam("session"), holding.c.account_id == account.c.id)
+            .scalar_subquery()
+        )
     )
 )
 """Move what a session holds between leased (sign -1) and unreconciled (sign 1): a label, no money."""
 
 # --- usage
 
-DIMS = _sql(select(dim.c.id, dim.c.hash).where(dim.c.hash.in_(select(_ids.c.value))))
+DIMS = _sql(lambda d: select(dim.c.id, dim.c.hash).where(dim.c.hash.in_(d.ids("ids", Text))))
 DIM_COUNTS = _sql(
-    select(dim.c.namespace, func.count(dim.c.id).label("dims"))
-    .where(dim.c.namespace.in_(select(_ids.c.value)))
-    .group_by(dim.c.namespace)
+    lambda d: (
+        select(dim.c.namespace, func.count(dim.c.id).label("dims"))
+        .where(dim.c.namespace.in_(d.ids("ids", Text)))
+        .group_by(dim.c.namespace)
+    )
 )
 DIM_COLUMNS = (
     "namespace",
@@ -234,36 +332,26 @@ DIM_COLUMNS = (
     "basis",
     "card",
 )
-ADD_DIM = _sql(sqlite.insert(dim).on_conflict_do_nothing(), ["hash", *DIM_COLUMNS])
+ADD_DIM = _add(dim, ["hash", *DIM_COLUMNS])
 SUMS = ("requests", "prompt", "cached", "output", "nano_usd", "saved")
-_put_usage = sqlite.insert(usage)
-ADD_USAGE = _sql(
-    _put_usage.on_conflict_do_update(
-        index_elements=["bucket", "dim_id"], set_={name: usage.c[name] + _put_usage.excluded[name] for name in SUMS}
-    )
-)
-_put_bin = sqlite.insert(cost_hist)
-ADD_BIN = _sql(
-    _put_bin.on_conflict_do_update(
-        index_elements=["bucket", "dim_id", "bin"], set_={"n": cost_hist.c.n + _put_bin.excluded.n}
-    )
-)
+ADD_USAGE = _put(usage, ["bucket", "dim_id", *SUMS], SUMS, _sum)
+ADD_BIN = _put(cost_hist, ["bucket", "dim_id", "bin", "n"], ["n"], _sum)
 
 # --- prices
 
-ADD_CARD = _sql(sqlite.insert(rate_card).on_conflict_do_nothing())
-_put_cost = sqlite.insert(pool_cost)
-PUT_COST = _sql(
-    _put_cost.on_conflict_do_update(
-        index_elements=["bucket", "pool", "variant"],
-        set_={name: func.max(pool_cost.c[name], _put_cost.excluded[name]) for name in ("replica_ms", "nano_usd")},
-    )
+ADD_CARD = _add(rate_card, ["pool", "version", "prompt_pico", "cached_pico", "output_pico", "source", "at_ms"])
+PUT_COST = _put(
+    pool_cost,
+    ["bucket", "pool", "variant", "replica_ms", "nano_usd"],
+    ["replica_ms", "nano_usd"],
+    lambda d, stored, sent: d.larger(stored, sent),
 )
 
 # --- upkeep
 
-AUDIT = text(f"""
-SELECT count(*) FROM account
+AUDIT = _sql(
+    lambda _d: text(f"""
+SELECT count(*) AS broken FROM account
 JOIN budget_window ON budget_window.id = account.window_id
 LEFT JOIN (
     SELECT account_id, count(*) AS holders, sum({_out}) AS out,
@@ -275,53 +363,83 @@ WHERE budget_window.end_ms > :archived AND (
     OR account.unreconciled <> coalesce(books.told_by_nobody, 0)
     OR account.holders <> coalesce(books.holders, 0)
     OR account.held - account.unbacked > account.cap_high)
-""").text  # noqa: S608 - the only value put in is the constant above
+""").columns(column("broken"))  # noqa: S608 - the only value put in is the constant above
+)
 """How many accounts break I1 (nothing was granted beyond a cap) or I2 (the books add up)."""
 ARCHIVED = _sql(
-    select(account.c.id)
-    .join(budget_window, budget_window.c.id == account.c.window_id)
-    .where(budget_window.c.end_ms <= bindparam("archived"), account.c.holders > literal_column("0"))
-    .limit(literal_column("1000"))
-    .offset(literal_column("0"))
+    lambda _d: (
+        select(account.c.id)
+        .join(budget_window, budget_window.c.id == account.c.window_id)
+        .where(budget_window.c.end_ms <= bindparam("archived"), account.c.holders > literal_column("0"))
+        .order_by(account.c.id)
+        .limit(literal_column("1000"))
+        .offset(literal_column("0"))
+        .with_for_update(key_share=True, of=account)
+    )
 )
 ARCHIVE_ACCOUNTS = _sql(
-    update(account)
-    .where(account.c.id.in_(select(_ids.c.value)))
-    .values(unreconciled=account.c.held - account.c.charged, holders=literal_column("0"))
+    lambda d: (
+        update(account)
+        .where(account.c.id.in_(d.ids("ids", BigInteger)))
+        .values(unreconciled=account.c.held - account.c.charged, holders=literal_column("0"))
+    )
 )
-ARCHIVE_HOLDINGS = _sql(delete(holding).where(holding.c.account_id.in_(select(_ids.c.value))))
+ARCHIVE_HOLDINGS = _sql(lambda d: delete(holding).where(holding.c.account_id.in_(d.ids("ids", BigInteger))))
 DROPPED = _sql(
-    select(budget_window.c.id)
-    .where(budget_window.c.end_ms < bindparam("before"))
-    .limit(literal_column("100"))
-    .offset(literal_column("0"))
+    lambda _d: (
+        select(budget_window.c.id)
+        .where(budget_window.c.end_ms < bindparam("before"))
+        .limit(literal_column("100"))
+        .offset(literal_column("0"))
+    )
 )
+
+
+def _listed(table: Table, key: Column[int]) -> Statement:
+    return _sql(lambda d: delete(table).where(key.in_(d.ids("ids", BigInteger))))
+
+
+def _before(table: Table, key: Column[int]) -> Statement:
+    return _sql(lambda _d: delete(table).where(key < bindparam("before")))
+
+
 DROP_WINDOWS = [
-    _sql(delete(table).where(column.in_(select(_ids.c.value))))
-    for table, column in (
+    _listed(table, key)
+    for table, key in (
         (account, account.c.window_id),
         (window_ns, window_ns.c.window_id),
         (budget_window, budget_window.c.id),
     )
 ]
 """Windows older than the retention, with their accounts."""
-DROP_WORKFLOWS = text("""
+DROP_WORKFLOWS = _sql(
+    lambda _d: text("""
 DELETE FROM account WHERE id IN (
     SELECT account.id FROM series
     JOIN budget_window ON budget_window.series_id = series.id
     JOIN account ON account.window_id = budget_window.id
     WHERE series.per = 'Workflow' AND budget_window.end_ms <= :archived AND account.holders = 0 LIMIT 10000)
-""").text
+""")
+)
 """Workflows are many and never come back: their accounts go as soon as nobody can charge them any more."""
-DROP_SESSIONS = text("""
+DROP_SESSIONS = _sql(
+    lambda _d: text("""
 DELETE FROM session WHERE state <> 'Open' AND seen_ms < :before
 AND NOT EXISTS (SELECT 1 FROM holding WHERE holding.session_id = session.id)
-""").text
-EXPIRE = [_sql(delete(table).where(table.c.bucket < bindparam("before"))) for table in (usage, cost_hist, pool_cost)]
+""")
+)
+DROP_AUDIT = _before(audit, audit.c.at_ms)
+CROWDED_AUDIT = _sql(lambda _d: text("DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - :kept"))
+"""The newest rows stay, whatever their age."""
+EXPIRE = [_before(table, table.c.bucket) for table in (usage, cost_hist, pool_cost)]
 """Usage and costs older than the retention."""
-ORPHANS = _sql(delete(dim).where(~select(usage.c.dim_id).where(usage.c.dim_id == dim.c.id).exists()))
-COUNTS = text("""
+ORPHANS = _sql(lambda _d: delete(dim).where(~select(usage.c.dim_id).where(usage.c.dim_id == dim.c.id).exists()))
+COUNTS = _sql(
+    lambda _d: text("""
 SELECT (SELECT count(*) FROM account) AS accounts, (SELECT count(*) FROM holding) AS holdings,
        (SELECT count(*) FROM dim) AS dims
-""").text
-SESSIONS_BY_STATE = _sql(select(session.c.state, func.count(session.c.id).label("sessions")).group_by(session.c.state))
+""").columns(column("accounts"), column("holdings"), column("dims"))
+)
+SESSIONS_BY_STATE = _sql(
+    lambda _d: select(session.c.state, func.count(session.c.id).label("sessions")).group_by(session.c.state)
+)

@@ -1,70 +1,120 @@
-"""The ledger's database: one writer thread that commits in groups, and readers beside it."""
+"""The ledger's database: writers that run what is submitted, and readers beside them.
 
+Writers commit in groups. SQLite has one writer. PostgreSQL has several, and other ledgers have theirs: a transaction
+that loses against another one is run again from its start, so a job may do nothing but use its connection.
+"""
+
+import asyncio
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
 
-from fairlead_operator.ledger.schema import migrate, open_engine
+from fairlead_operator.ledger.schema import DIALECTS, dialect_of, migrate, open_engine
 
-GROUP = 16
 WAITING = 1_000
-CHECKPOINT_EVERY = 256
-"""Groups between passive checkpoints: small ones between groups instead of a long one within a commit."""
+TIDY_EVERY = 64
+"""Groups between checkpoints: small ones between groups instead of a long one within a commit."""
+ATTEMPTS = 8
 
 T = TypeVar("T")
-Job = tuple[Callable[[Connection], Any], Future[Any]]
+Item = TypeVar("Item")
+Handler = Callable[[Connection, Sequence[Item]], Sequence[T]]
+"""Applies items in their order, and returns a result for each."""
 log = logging.getLogger(__name__)
 
 
 class OverloadError(RuntimeError):
-    """Too much waits for the writer, or the database cannot be written now; nothing was applied."""
+    """Too much waits for the writers; nothing was applied."""
+
+
+class UnwritableError(OverloadError):
+    """The database cannot be written now; nothing was applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What waits to be written. Jobs of one handler that follow each other are given to it together."""
+
+    handler: Handler[Any, Any]
+    item: Any
+    future: Future[Any] | asyncio.Future[Any]
 
 
 class Store:
-    """Opens and migrates the database, runs writes one after another, and reads in the caller's thread."""
+    """Opens and migrates a database (a file's path, or a postgresql:// URL), runs writes, reads where it is called."""
 
-    def __init__(self, path: Path, observe: Callable[[float], None] = lambda _seconds: None) -> None:
-        self._writing = open_engine(path, begin="BEGIN IMMEDIATE")
-        self._reading = open_engine(path, begin="BEGIN")
+    def __init__(
+        self,
+        database: Path | str,
+        observe: Callable[[float], None] = lambda _seconds: None,
+        *,
+        recovery_ms: int | None = None,
+    ) -> None:
+        """``recovery_ms``: how long nothing is granted after the database may have lost commits (None: it cannot)."""
+        dialect = dialect_of(database)
+        self._lock = dialect.hold(str(database))
+        self._writing = open_engine(database)
+        self._reading = open_engine(database, reading=True)
+        self.name = self._writing.url.render_as_string(hide_password=True)
         migrate(self._writing)
-        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=WAITING)
+        dialect.watch(self._writing, recovery_ms)
+        self._group = dialect.GROUP
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._observe = observe
-        self._thread = threading.Thread(target=self._work, name="ledger-writer", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"ledger-writer-{number}", daemon=True)
+            for number in range(dialect.WRITERS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Callable[[Connection], T]) -> Future[T]:
         """Run a write; the future is done after its commit. Raises OverloadError."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # a caller that goes away must not take its message back half-way
-        try:
-            self._jobs.put_nowait((job, future))
-        except queue.Full as full:
-            raise OverloadError(f"{WAITING} messages wait to be written; nothing was applied") from full
+        self._put(Job(each, job, future))
         return future
 
+    async def apply(self, handler: Handler[Item, T], item: Item) -> T:
+        """Have a handler write one item, maybe together with others; returns after the commit. Raises OverloadError."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(Job(handler, item, future))
+        return await future
+
+    def _put(self, job: Job) -> None:
+        if self._jobs.qsize() >= WAITING:
+            raise OverloadError(f"{WAITING} messages wait to be written; nothing was applied")
+        self._jobs.put(job)
+
     def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on what is committed."""
-        with self._reading.connect() as connection:
+        """Run a query on one state of what is committed."""
+        with self._reading.begin() as connection:
             return query(connection)
 
     def alive(self) -> bool:
         """Whether writes are being run."""
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Finish what waits and close the database."""
-        self._jobs.put(None)
-        self._thread.join()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
         self._writing.dispose()
         self._reading.dispose()
+        self._lock.close()
 
     def _work(self) -> None:
         groups = 0
@@ -73,8 +123,8 @@ class Store:
             run_group(self._writing, group)
             self._observe(time.perf_counter() - started)
             groups += 1
-            if groups % CHECKPOINT_EVERY == 0:
-                checkpoint(self._writing)
+            if groups % TIDY_EVERY == 0:
+                DIALECTS[self._writing.dialect.name].tidy(self._writing)
 
     def _next_group(self) -> list[Job]:
         """Whatever waits, up to a group's size; empty when the store closes."""
@@ -82,7 +132,7 @@ class Store:
         job = self._jobs.get()
         while job is not None:
             group.append(job)
-            if len(group) == GROUP or self._jobs.empty():
+            if len(group) == self._group or self._jobs.empty():
                 return group
             job = self._jobs.get()
         if group:
@@ -90,33 +140,82 @@ class Store:
         return group
 
 
+def each(connection: Connection, jobs: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    """The handler of jobs that have nothing in common."""
+    return [job(connection) for job in jobs]
+
+
 def run_group(engine: Engine, group: list[Job]) -> None:
     """Run a group in one transaction; if one of its jobs raises, each alone, so that only that one fails."""
     try:
-        with engine.begin() as connection:
-            results = [job(connection) for job, _ in group]
+        results = _committed(engine, group)
     except Exception as error:  # noqa: BLE001 - whatever a job raises belongs to its caller, the thread goes on
         if len(group) == 1:
-            group[0][1].set_exception(_translated(error))
+            _finish(group, [_translated(engine, error)])
         else:
             for job in group:
                 run_group(engine, [job])
         return
-    for (_, future), result in zip(group, results, strict=True):
+    _finish(group, results)
+
+
+def _committed(engine: Engine, group: list[Job]) -> list[Any]:
+    """The results of a group's jobs after their commit."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with engine.begin() as connection:
+                return _run(connection, group)
+        except Exception as error:
+            if attempt == ATTEMPTS - 1 or _state(error) not in DIALECTS[engine.dialect.name].RETRIED:
+                raise
+    raise AssertionError  # the last attempt returned or raised
+
+
+def _run(connection: Connection, group: list[Job]) -> list[Any]:
+    results: list[Any] = []
+    for handler, jobs in groupby(group, key=attrgetter("handler")):
+        results.extend(handler(connection, [job.item for job in jobs]))
+    return results
+
+
+def _finish(group: list[Job], results: Sequence[Any]) -> None:
+    """Tell all who wait; an event loop is woken once for all of its own."""
+    loops: defaultdict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
+    for job, result in zip(group, results, strict=True):
+        if isinstance(job.future, asyncio.Future):
+            loops[job.future.get_loop()].append((job.future, result))
+        else:
+            _settle(job.future, result)
+    for loop, settled in loops.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in settled:
+        if not future.done():  # its caller went away
+            _settle(future, result)
+
+
+def _settle(future: Future[Any] | asyncio.Future[Any], result: Any) -> None:
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
         future.set_result(result)
 
 
-def _translated(error: Exception) -> Exception:
-    if isinstance(error, OperationalError):
-        log.error("the database refused a write; nothing was applied: %s", error)
-        return OverloadError(f"the database refused the write: {error.orig}; nothing was applied")
+def _driver(error: BaseException) -> BaseException:
+    """The driver's error, whether SQLAlchemy wrapped it or not."""
+    return getattr(error, "orig", None) or error
+
+
+def _state(error: BaseException) -> str:
+    return str(getattr(_driver(error), "sqlstate", "") or "")
+
+
+def _translated(engine: Engine, error: Exception) -> Exception:
+    found = _driver(error)
+    if isinstance(found, DIALECTS[engine.dialect.name].REFUSALS):
+        log.error("the database refused a write; nothing was applied: %s", found)
+        return UnwritableError(f"the database refused the write: {found}; nothing was applied")
     return error
-
-
-def checkpoint(engine: Engine) -> None:
-    """Move what is committed from the log into the database, as far as readers allow."""
-    raw = engine.raw_connection()
-    try:
-        raw.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
-    finally:
-        raw.close()

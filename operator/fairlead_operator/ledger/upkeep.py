@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from fairlead_operator.ledger import statements as sql
+from fairlead_operator.ledger.rollup import roll_up
 from fairlead_operator.ledger.transaction import relabel
 
 EVERY_S = 10
 RETENTION_MS = 400 * 24 * 3_600_000
 """Usage, costs and windows are kept a year and a month, so that a month compares with that of the year before."""
+
+AUDIT_ROWS = 100_000
+"""What the ledger did: the newest rows are kept, and for as long as usage."""
 
 SESSION_MS = 30 * 24 * 3_600_000
 """Ids of sessions that are over and hold nothing are known this long."""
@@ -28,9 +32,11 @@ class Health:
 
 
 def upkeep(connection: Connection, now: int, ttl_ms: int) -> Health:
-    """One round."""
+    """One round; ledgers on one database do theirs one after the other."""
+    sql.exclusive(connection, "upkeep")
     lost = mark_lost(connection, now, ttl_ms)
     archive(connection, now)
+    roll_up(connection, now)
     expire(connection, now)
     counts = sql.read(connection, sql.COUNTS)[0]
     return Health(
@@ -54,7 +60,7 @@ def mark_lost(connection: Connection, now: int, ttl_ms: int) -> int:
 
 def audit(connection: Connection, now: int) -> int:
     """How many accounts break an invariant; anything but 0 is a defect."""
-    return int(connection.exec_driver_sql(sql.AUDIT, {"archived": now - sql.ARCHIVE_MS}).scalar_one())
+    return int(sql.read(connection, sql.AUDIT, archived=now - sql.ARCHIVE_MS)[0].broken)
 
 
 def archive(connection: Connection, now: int) -> None:
@@ -62,17 +68,19 @@ def archive(connection: Connection, now: int) -> None:
     ended = [row.id for row in sql.read(connection, sql.ARCHIVED, archived=now - sql.ARCHIVE_MS)]
     if ended:
         ids = sql.as_list(ended)
-        sql.write(connection, sql.ARCHIVE_ACCOUNTS, [{"ids": ids}])
-        sql.write(connection, sql.ARCHIVE_HOLDINGS, [{"ids": ids}])
+        sql.run(connection, sql.ARCHIVE_ACCOUNTS, ids=ids)
+        sql.run(connection, sql.ARCHIVE_HOLDINGS, ids=ids)
 
 
 def expire(connection: Connection, now: int) -> None:
     """Drop what is beyond its retention: usage, dimensions that nothing uses any more, windows, workflows, sessions."""
-    connection.exec_driver_sql(sql.DROP_WORKFLOWS, {"archived": now - sql.ARCHIVE_MS})
-    connection.exec_driver_sql(sql.DROP_SESSIONS, {"before": now - SESSION_MS})
+    sql.run(connection, sql.DROP_WORKFLOWS, archived=now - sql.ARCHIVE_MS)
+    sql.run(connection, sql.DROP_SESSIONS, before=now - SESSION_MS)
+    sql.run(connection, sql.DROP_AUDIT, before=now - RETENTION_MS)
+    sql.run(connection, sql.CROWDED_AUDIT, kept=AUDIT_ROWS)
     windows = [row.id for row in sql.read(connection, sql.DROPPED, before=now - RETENTION_MS)]
     for statement in sql.DROP_WINDOWS if windows else ():
-        sql.write(connection, statement, [{"ids": sql.as_list(windows)}])
-    deleted = [connection.exec_driver_sql(text, {"before": now - RETENTION_MS}).rowcount for text in sql.EXPIRE]
+        sql.run(connection, statement, ids=sql.as_list(windows))
+    deleted = [sql.run(connection, statement, before=now - RETENTION_MS) for statement in sql.EXPIRE]
     if any(deleted):
-        connection.exec_driver_sql(sql.ORPHANS)
+        sql.run(connection, sql.ORPHANS)

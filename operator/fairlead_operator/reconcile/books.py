@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fairlead_operator.decide.capacity import Evidence
+from fairlead_operator.decide.outlook import Outlook
 from fairlead_operator.decide.rates import PoolCard
 from fairlead_operator.decide.replicas import STARTS_REMEMBERED, Memory
 from fairlead_router.contract import SpendAnswer
@@ -55,6 +57,7 @@ class PoolBook:
     opened_ms: int
     memory: Memory
     starts: Starts = field(default_factory=Starts)
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 @dataclass(slots=True)
@@ -66,7 +69,11 @@ class Books:
     cards_known: bool = False
     cost_per_thousand: dict[str, int] = field(default_factory=dict)
     spend: dict[str, SpendAnswer] = field(default_factory=dict)
+    outlooks: dict[str, Outlook] = field(default_factory=dict)
+    """Burn and forecast of each budget's fullest account."""
     ledger_answered_ms: int = 0
+    led_since_ms: int = 0
+    """When this process began to talk with the ledger, which is when it began to lead."""
     budgets_version: BudgetsVersion = (0, 0)
     """The newest version that the ledger has taken."""
     budget_in: dict[str, BudgetsVersion] = field(default_factory=dict)

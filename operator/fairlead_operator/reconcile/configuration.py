@@ -7,7 +7,7 @@ annotations of the pools' Deployments, so it also outlives a restart and a pool 
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from zoneinfo import available_timezones
@@ -126,18 +126,20 @@ def uncountable(problems: tuple[Problem, ...]) -> bool:
     return any(problem.reason in UNCOUNTABLE for problem in problems)
 
 
-def unpriced(
-    snapshot: Snapshot, inputs: Mapping[str, PoolInput], callers: Mapping[str, Callers], covered: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The pools without a rate card that callers of the covered namespaces may be routed to."""
+def unpriced(picture: Picture, covered: Collection[str], models: Collection[str] = ()) -> tuple[str, ...]:
+    """The pools without a rate card that callers of the covered namespaces may be routed to.
+
+    ``models``: by these names alone; empty = by any.
+    """
     reached = {
         f"{policy.namespace}/{name}"
-        for key, policy in snapshot.policies.items()
-        if (allowed := callers[key].namespaces) is None or set(allowed) & set(covered)
+        for key, policy in picture.snapshot.policies.items()
+        if (allowed := picture.callers[key].namespaces) is None or set(allowed) & set(covered)
+        if not models or set(policy.spec.models) & set(models)
         for route in policy.spec.routes
         for name in route.pool_names
     }
-    return tuple(sorted(key for key in reached if key in inputs and inputs[key].card is None))
+    return tuple(sorted(key for key in reached if key in picture.inputs and picture.inputs[key].card is None))
 
 
 class Compiler:

@@ -13,7 +13,7 @@ from fairlead_operator.kube.events import Recorder
 from fairlead_operator.kube.queue import Key, WorkQueue
 from fairlead_operator.kube.resources import Resource
 from fairlead_operator.ledger_client import LedgerClient
-from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.prices.book import Prices
 from fairlead_operator.reconcile.books import Books
 from fairlead_operator.reconcile.children import Children
 from fairlead_operator.reconcile.configuration import Compiler
@@ -34,7 +34,7 @@ class Context:
     compiler: Compiler
     feed: ConfigFeed
     scraper: Scraper
-    prices: PriceFile
+    prices: Prices
     ledger: LedgerClient
     books: Books
     children: Children
@@ -50,12 +50,17 @@ async def publish(
     context: Context, resource: Resource, raw: Object, status: Mapping[str, object], events: Iterable[Event]
 ) -> None:
     """Tell an object's Events and write its status; what may not be written yet is looked at again in time."""
-    for event in events:
-        await context.recorder.tell(raw, event)
+    await publish_events(context, raw, events)
     again = await context.statuses.write(resource, raw, status)
     if again:
         meta = raw["metadata"]
         context.queue.add_after(Key(resource.kind, meta["namespace"], meta["name"]), again)
+
+
+async def publish_events(context: Context, raw: Object, events: Iterable[Event]) -> None:
+    """Tell an object's Events."""
+    for event in events:
+        await context.recorder.tell(raw, event)
 
 
 def routers_of(snapshot: Snapshot, platform: Collection[str]) -> tuple[Router, ...]:

@@ -20,8 +20,9 @@ from fairlead_operator.kube.election import Election
 from fairlead_operator.kube.queue import Key, WorkQueue
 from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS
 from fairlead_operator.ledger_client import LedgerClient
-from fairlead_operator.prices.file import PriceFile
+from fairlead_operator.prices.book import Prices
 from fairlead_operator.reconcile.books import Books
+from fairlead_operator.reconcile.history import Histories
 from fairlead_router.contract import BUCKET_MS, LedgerBudget, PutBudgets, PutCards, PutCosts, UsageAnswer
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Parts:
 
     client: LedgerClient
     cluster: Cluster
-    prices: PriceFile
+    prices: Prices
     books: Books
     feed: ConfigFeed
     election: Election
@@ -65,6 +66,7 @@ class LedgerSync:
         self._hardware: dict[tuple[str, str], VariantHardware] = {}
         self._prices: dict[str, int] = {}
         """Nano-USD an hour of each pod, by its uid."""
+        self._histories = Histories(parts.client, parts.cluster, parts.books, parts.queue, parts.clock)
         self._due: dict[str, float] = {}
         self._failing: set[str] = set()
 
@@ -86,13 +88,17 @@ class LedgerSync:
 
     async def round(self) -> None:
         """Every step that is due. A ledger that does not answer ends the round; one that refuses a step does not."""
+        self._p.books.led_since_ms = self._p.books.led_since_ms or self._p.clock.now_ms()
         self._count()
+        if not self._p.books.cards_known:
+            self._due.pop("cards", None)
         steps = (
             ("budgets", 0.0, self.put_budgets),
             ("spend", SPEND_EVERY_S, self.read_spend),
             ("cards", float("inf"), self.load_cards),
             ("costs", COSTS_EVERY_S, self.put_costs),
             ("usage", USAGE_EVERY_S, self.read_usage),
+            ("history", 0.0, self.read_history),
         )
         for name, every_s, step in steps:
             if self._p.clock.monotonic() >= self._due.get(name, 0.0) and not await self._step(name, every_s, step):
@@ -175,6 +181,10 @@ class LedgerSync:
         answer = await self._p.client.usage("pool", now - HOUR_MS, now)
         self._p.books.cost_per_thousand = cost_per_thousand(answer)
 
+    async def read_history(self) -> None:
+        """How fast budgets are spent: some of them each round, each of them once a minute."""
+        await self._histories.round(self._told or ())
+
     def _billed(self, snapshot: Snapshot, departed: list[Departed], now_ms: int) -> list[BilledPod]:
         """All pods that cost something. A pool that was deleted is billed while its pods drain."""
         counted = [*((pod, now_ms) for pod in snapshot.pods), *((one.pod, one.at_ms) for one in departed)]
@@ -188,7 +198,7 @@ class LedgerSync:
         return bills
 
     def _learn(self, snapshot: Snapshot, pods: Sequence[PodFact], now_ms: int) -> None:
-        """What each pod costs an hour: by its node now, else as it was when the node was last seen."""
+        """What each pod costs an hour: by its node now, else as it was when that was last known."""
         prices, used = self._p.prices.read(), {(pod.pool, pod.variant) for pod in pods}
         kept = {place: hardware for place, hardware in self._hardware.items() if place in used}
         present = {
@@ -200,9 +210,8 @@ class LedgerSync:
         before, self._prices = self._prices, {}
         for pod in pods:
             hardware, node = self._hardware.get((pod.pool, pod.variant)), snapshot.nodes.get(pod.node)
-            price = before.get(pod.uid)
-            if hardware is not None and node is not None:
-                price = price_on(prices, hardware, node, now_ms)
+            known = None if hardware is None or node is None else price_on(prices, hardware, node, now_ms)
+            price = before.get(pod.uid) if known is None else known
             if price is not None:
                 self._prices[pod.uid] = price
 

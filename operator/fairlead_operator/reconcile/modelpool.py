@@ -6,10 +6,20 @@ from typing import Any
 
 from fairlead_operator.api.v1alpha1 import ModelPool, Reason
 from fairlead_operator.decide import replicas
+from fairlead_operator.decide.capacity import Look, Measure, counters_of, is_busy, measure, note, settings_key
 from fairlead_operator.decide.facts import PodFact, live_pods
 from fairlead_operator.decide.pricing import PriceList, VariantPrice, hardware_of, price_variant
 from fairlead_operator.decide.problems import Problem, errors
-from fairlead_operator.decide.rates import SOURCE_SEED, PoolCard, Rates, card_row, next_card, pool_rates
+from fairlead_operator.decide.rates import (
+    PoolCard,
+    Rates,
+    at_basis,
+    card_row,
+    next_basis,
+    next_card,
+    pool_rates,
+    source_of,
+)
 from fairlead_operator.decide.replicas import Decision
 from fairlead_operator.decide.signals import Load, Report, Router, pool_load, told_of
 from fairlead_operator.decide.variants import VariantOption, variant_options
@@ -40,6 +50,7 @@ from fairlead_operator.status.pods import rollout_of
 from fairlead_router.contract import PutCards
 
 INTERNAL = 500
+SEEDS_HOLD = "rates are cut from seeds, only pools of platform namespaces are measured"
 COLD_START_STEP_MS = 5_000
 """Measured starts are rounded up to this, so that a second more or less changes no configuration."""
 
@@ -93,7 +104,8 @@ class PoolReconciler:
             return
         facts = self._gather(snapshot, raw, pool)
         # 2. Decide.
-        card = await self._card(facts)
+        measured_now = self._measure(facts)
+        card = await self._card(facts, measured_now)
         options = variant_options(pool.spec, _wanted(facts.deployments), _replica_prices(facts))
         decision = self._decide(facts, options)
         problems = validate_pool(pool)
@@ -104,7 +116,7 @@ class PoolReconciler:
         if refused or not (accepted or facts.deployments):
             decision = standing(decision, options)
         # 4. Report.
-        await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card))
+        await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card, measured_now))
 
     def _forget(self, key: Key) -> None:
         self._c.books.close_pool(f"{key.namespace}/{key.name}")
@@ -170,11 +182,35 @@ class PoolReconciler:
             )
         )
 
-    async def _card(self, facts: Facts) -> PoolCard | None:
-        """The rate card in force. A new version counts only after the ledger has it: charges name it for ever."""
+    def _measure(self, facts: Facts) -> Measure:
+        """Add what is seen now to what is known of the pool's capacity."""
+        if facts.pool.metadata.namespace not in self._c.feed.platform:
+            return Measure(None, SEEDS_HOLD)
+        book, key = self._c.books.pool(facts.pool.key, facts.now_ms), facts.pool.key
+        routers = self._routers(facts.snapshot)
+        # While pods are being replaced, some run with other settings.
+        settled = not any(rolling(body) for body in facts.deployments.values())
+        book.evidence = note(
+            book.evidence,
+            Look(
+                at_ms=facts.now_ms,
+                key=settings_key(facts.pool.spec, facts.prices),
+                busy=settled and is_busy(key, replicas.slots_of(facts.pool.spec), routers, facts.load),
+                counters=counters_of(key, routers, self._c.scraper.reports),
+                cost_per_hour=_engines_cost(facts, routers),
+                base=_rates(facts),
+            ),
+        )
+        return measure(book.evidence)
+
+    async def _card(self, facts: Facts, measured_now: Measure) -> PoolCard | None:
+        """The rate card in force. A new version counts only after the ledger has it: charges name it for ever.
+
+        When the ledger's answer is lost it may have the version or not: then it is asked before the next one is told.
+        """
         books, key = self._c.books, facts.pool.key
         last = books.cards.get(key) if books.cards_known else card_in_force(facts.pool)
-        card = next_card(last, _rates(facts), SOURCE_SEED, facts.now_ms)
+        card = wanted_card(facts, last, measured_now, books.pool(key, facts.now_ms).evidence.key)
         if card is None or card == last:
             return card
         if not books.cards_known:
@@ -182,6 +218,7 @@ class PoolReconciler:
         try:
             await self._c.ledger.put_cards(PutCards(cards=(card_row(key, card),)))
         except LedgerError:
+            books.cards_known = False
             return last
         books.cards[key] = card
         return card
@@ -232,6 +269,8 @@ class PoolReconciler:
             prices=facts.variant_prices,
             card=outcome.card,
             seeded=_rates(facts) is not None,
+            capacity=outcome.measured.reason,
+            awaited=facts.prices.node_prices.pending,
             plans=outcome.plans,
             cold_start_ms=facts.cold_start_ms,
             cost_per_thousand=self._c.books.cost_per_thousand.get(facts.pool.key),
@@ -250,6 +289,7 @@ class Outcome:
     options: tuple[VariantOption, ...]
     plans: Mapping[str, TemplatePlan]
     card: PoolCard | None
+    measured: Measure
 
 
 def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
@@ -356,6 +396,23 @@ def forbidden(error: ForbiddenError) -> str:
         f"The operator may not {error.verb} {error.what}: {error.message.rstrip('.')}. "
         "Grant it to ServiceAccount fairlead-operator, or install the chart's ClusterRole again."
     )
+
+
+def wanted_card(facts: Facts, last: PoolCard | None, measured_now: Measure, key: str) -> PoolCard | None:
+    """The card that should be in force. While OpenCost has still to be heard after a start, the last one stays."""
+    rates = _rates(facts)
+    if rates is None:
+        return last if facts.prices.node_prices.pending else None
+    basis = next_basis(last, measured_now.factors, key, facts.now_ms)
+    return next_card(last, at_basis(rates, basis), source_of(basis), facts.now_ms)
+
+
+def _engines_cost(facts: Facts, routers: Sequence[Router]) -> int:
+    """Nano-USD an hour of the pods whose engines take requests; 0 while one of them has no price."""
+    serving = {one.router for one in routers if one.pool == facts.pool.key}
+    prices = [facts.variant_prices.get(pod.variant) for pod in facts.pods if pod.key in serving]
+    known = [price.replica for price in prices if price is not None and price.replica is not None]
+    return sum(known) if len(known) == len(prices) else 0
 
 
 def _rates(facts: Facts) -> Rates | None:

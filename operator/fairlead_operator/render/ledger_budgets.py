@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fairlead_operator.api.v1alpha1 import CostBudget
-from fairlead_router.contract import BudgetAction, LedgerBudget
+from fairlead_operator.decide.budgets import MAX_UNITS
+from fairlead_router.contract import BudgetAction, LedgerBudget, TemporaryIncrease
 
 
 def may_select(budget: CostBudget, platform_namespaces: Sequence[str]) -> bool:
@@ -37,4 +38,19 @@ def ledger_budget(budget: CostBudget, namespaces: tuple[str, ...]) -> LedgerBudg
         enforcement=budget.spec.enforcement,
         namespaces=namespaces,
         actions=tuple(BudgetAction(at_percent=one.at_percent, action=one.action) for one in actions),
+        idle_namespaces=namespaces if budget.spec.idle_cost == "Included" else (),
+        temporary_increase=temporary_increase(budget),
     )
+
+
+def temporary_increase(budget: CostBudget) -> TemporaryIncrease | None:
+    """The increase in the budget's unit, until when; None if there is none or it cannot be counted.
+
+    One that has ended is told too: the ledger ends it by its own clock.
+    """
+    written = budget.spec.temporary_increase
+    if written is None or written.until_ms is None:
+        return None
+    limit = budget.spec.limit
+    amount = limit.counted(written.amount)
+    return TemporaryIncrease(amount=amount, until=written.until_ms) if limit.units + amount <= MAX_UNITS else None

@@ -230,6 +230,8 @@ def _budget(one: BudgetInput) -> BudgetConfig:
         price_known=one.price_known or limit.unit != "USD",
         window_ms=WINDOW_MS[limit.period],
         time_zone=limit.time_zone,
+        models=tuple(sorted(one.budget.spec.applies_to.models)),
+        batch_apart=any(action.action == "RejectBatch" for action in one.budget.spec.actions),
     )
 
 

@@ -1,15 +1,18 @@
 """Events: one for each change, in the words of the conditions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fairlead_operator.api.v1alpha1 import BudgetCondition, EventReason, PolicyCondition, PoolCondition, Reason
+from fairlead_operator.api.v1alpha1.costbudget import STRENGTH
+from fairlead_operator.decide.actions import Standing, changes, increase_used, standing
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.replicas import Decision, change_text, cost_text, price_text
 from fairlead_operator.decide.variants import VariantOption
 from fairlead_operator.status.conditions import find
+from fairlead_operator.status.costbudget import BudgetView
 from fairlead_operator.status.pods import pod_text
 from fairlead_operator.units import format_duration
 
@@ -98,31 +101,138 @@ def events_of_routingpolicy(old: Mapping[str, Any], new: Mapping[str, Any]) -> t
     return (*_warning(refused, str(refused.get("reason", ""))), *_warning(loose, str(loose.get("reason", ""))))
 
 
-def events_of_costbudget(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
-    """What the difference of two statuses of a budget is worth telling."""
+def events_of_costbudget(
+    old: Mapping[str, Any], new: Mapping[str, Any], view: BudgetView, writer: str = ""
+) -> tuple[Event, ...]:
+    """What the difference of two statuses of a budget is worth telling; ``writer`` is who wrote the increase."""
     refused = _turned(old, new, BudgetCondition.ACCEPTED, "False")
     bare = _turned(old, new, BudgetCondition.PRICE_KNOWN, "False")
     silent = _turned(old, new, BudgetCondition.ENFORCED, "False")
     lost = silent.get("reason") == Reason.LEDGER_UNREACHABLE and bool(old.get("conditions"))
+    before, now = standing(old), standing(new)
     return (
         *_warning(refused, str(refused.get("reason", ""))),
         *_warning(bare, EventReason.PRICE_UNKNOWN),
         *(_warning(silent, EventReason.LEDGER_UNREACHABLE) if lost else ()),
-        *_action_events(old, new),
+        *(_CHANGED[reason](BudgetChange(before, now, view, writer)) for reason in changes(before, now)),
     )
 
 
-def _action_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
-    before, now = old.get("activeAction") or "None", new.get("activeAction") or "None"
-    if before == now:
-        return ()
-    spent = f"{new.get('spent')} of {new.get('limit')} ({new.get('usedPercent')}%)"
-    where = f" by {new['fullest']}" if new.get("fullest") else ""
-    until = f"; requests that do not fit are refused until {new['window']['end']}" if now == "Reject" else ""
-    kind: Literal["Normal", "Warning"] = "Warning" if now == "Reject" else "Normal"
-    figures = {name: new.get(name) for name in ("spent", "limit", "usedPercent", "fullest")}
-    fields = {"from": before, "to": now, **figures}
-    return (Event(kind, EventReason.BUDGET_ACTION, f"{before} to {now}: {spent}{where}{until}", fields=fields),)
+@dataclass(frozen=True, slots=True)
+class BudgetChange:
+    """How a budget stood and stands."""
+
+    before: Standing
+    now: Standing
+    view: BudgetView
+    writer: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return str(self.view.budget.spec.limit.unit)
+
+    @property
+    def until(self) -> str:
+        """End of the window, to the minute."""
+        return minute_text(self.now.end)
+
+
+def _action_event(change: BudgetChange) -> Event:
+    """``Alert to Pace: 1955.00 of 2300 USD (85%); 1.38 USD/h are admitted until …, 9.61 are asked``."""
+    before, now = change.before, change.now
+    percent = now.used_percent
+    step = f"{before.action} to {now.action}" if before.action != now.action else f"{now.action}, {now.at_percent}%"
+    own = now.fullest in {"", change.view.budget.namespace}
+    spent = f"{now.spent} of {whole(now.limit)} {change.unit} ({percent}%){'' if own else f' by {now.fullest}'}"
+    grows = STRENGTH.index(now.action) >= STRENGTH.index(before.action)
+    loud = grows and now.action not in {"None", "Alert"}
+    effect = _effect(change) if grows else ""
+    fields = {
+        "from": before.action,
+        "to": now.action,
+        "spent": now.spent,
+        "limit": now.limit,
+        "usedPercent": percent,
+        "fullest": now.fullest or None,
+    }
+    kind: Literal["Normal", "Warning"] = "Warning" if loud else "Normal"
+    return Event(kind, EventReason.BUDGET_ACTION, f"{step}: {spent}{effect}", now.fullest, fields)
+
+
+def _effect(change: BudgetChange) -> str:
+    """What the action does to requests."""
+    if change.view.budget.spec.enforcement == "Audit" and change.now.action not in {"None", "Alert"}:
+        return "; enforcement is Audit, so requests are let pass"
+    if change.now.action == "Pace":
+        return _pace_text(change)
+    effects = {
+        "Deprioritize": "requests are served as priority Batch until {}",
+        "Downgrade": "requests take their routes' fallbacks for Downgraded until {}",
+        "RejectBatch": "what is left is kept for priorities above Batch until {}",
+        "Reject": "requests that do not fit are refused until {}",
+    }
+    text = effects.get(change.now.action, "")
+    return f"; {text.format(change.until)}" if text else ""
+
+
+def _pace_text(change: BudgetChange) -> str:
+    admitted, asked = change.view.pace_text, change.view.burn_text
+    wanted = f", {asked} are asked" if asked else ""
+    return f"; {admitted} {change.unit}/h are admitted until {change.until}{wanted}"
+
+
+def _raised_event(change: BudgetChange) -> Event:
+    """``2300 to 2800 USD until 2026-12-01T08:00Z (temporaryIncrease: launch; written by kubectl-edit)``."""
+    written = change.view.budget.spec.temporary_increase
+    until = f" until {minute_text(written.until)}" if written else ""
+    by = f"; written by {change.writer}" if change.writer else ""
+    why = f" (temporaryIncrease: {written.reason}{by})" if written else ""
+    start = whole(change.before.limit or str(change.now.base))
+    text = f"{start} to {whole(change.now.limit)} {change.unit}{until}{why}"
+    return Event("Warning", EventReason.LIMIT_RAISED, text)
+
+
+def _restored_event(change: BudgetChange) -> Event:
+    used, extra = increase_used(change.before, change.now), whole(change.before.increase)
+    text = f"{whole(change.before.limit)} to {whole(change.now.limit)} {change.unit}: {used} of the extra {extra}"
+    return Event("Normal", EventReason.LIMIT_RESTORED, f"{text} {change.unit} were used")
+
+
+def _limit_event(change: BudgetChange) -> Event:
+    now = change.now
+    text = f"{whole(change.before.limit)} to {whole(now.limit)} {change.unit}; {now.spent} are spent in this window"
+    return Event("Normal", EventReason.LIMIT_CHANGED, text)
+
+
+def _restarted_event(change: BudgetChange) -> Event:
+    """The period or the time zone was changed: another series counts."""
+    limit, now = change.view.budget.spec.limit, change.now
+    text = (
+        f"counts by {limit.period} in {limit.time_zone} since {now.counted_from}: {now.spent} of {whole(now.limit)} "
+        f"{change.unit} in this window. The {change.before.spent} {change.unit} of the former one do not count in it; "
+        "they do again if the change is undone"
+    )
+    return Event("Warning", EventReason.COUNTING_RESTARTED, text)
+
+
+_CHANGED: Mapping[EventReason, Callable[[BudgetChange], Event]] = {
+    EventReason.BUDGET_ACTION: _action_event,
+    EventReason.LIMIT_RAISED: _raised_event,
+    EventReason.LIMIT_RESTORED: _restored_event,
+    EventReason.LIMIT_CHANGED: _limit_event,
+    EventReason.COUNTING_RESTARTED: _restarted_event,
+}
+
+
+def whole(amount: str) -> str:
+    """An amount as people write a limit: ``2300.00`` is 2300, ``0.500000`` is 0.5."""
+    return amount.rstrip("0").rstrip(".") if "." in amount else amount
+
+
+def minute_text(time: str) -> str:
+    """A time to the minute when it has no seconds: ``2026-11-30T23:00Z``."""
+    return f"{time.removesuffix(':00Z')}Z" if time.endswith(":00Z") else time
 
 
 def _rollout_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:

@@ -8,7 +8,7 @@ from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason, Var
 from fairlead_operator.decide.facts import PodFact, time_text
 from fairlead_operator.decide.pricing import MILLI, VariantPrice, hardware_of
 from fairlead_operator.decide.problems import Problem, errors
-from fairlead_operator.decide.rates import PoolCard
+from fairlead_operator.decide.rates import PoolCard, source_word
 from fairlead_operator.decide.replicas import Decision, missing_text, price_text
 from fairlead_operator.decide.signals import Load
 from fairlead_operator.render.deployment import TemplatePlan
@@ -31,7 +31,8 @@ class PoolView:
 
     ``prices``, ``plans`` and ``deployments`` are by variant; ``pods`` are the pool's live ones. Latencies are 0 and
     ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``seeded`` says that the price list has all that a rate
-    card is cut from; without a ``card`` it is then the ledger that has none yet.
+    card is cut from; without a ``card`` it is then the ledger that has none yet. ``capacity`` is a clause on what
+    the card's tokens per second are, empty if there is nothing to say. ``awaited``: OpenCost has still to be heard.
     """
 
     pool: ModelPool
@@ -44,6 +45,8 @@ class PoolView:
     deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     card: PoolCard | None = None
     seeded: bool = False
+    capacity: str = ""
+    awaited: bool = False
     cold_start_ms: int = 0
     cost_per_thousand: int | None = None
     ttft_ms: int = 0
@@ -192,6 +195,9 @@ def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
 def price_known_finding(view: PoolView) -> Finding:
     """Whether every variant has a price, and so the pool a rate card."""
     missing = [price.problem for _, price in sorted(view.prices.items()) if price.replica is None]
+    if missing and view.card is not None and view.awaited:
+        text = f"{' '.join(missing)} Requests are charged by card {view.card.version} until OpenCost has answered."
+        return Finding(PoolCondition.PRICE_KNOWN, "Unknown", Reason.NO_PRICE, text)
     if missing:
         text = f"{' '.join(missing)} USD budgets refuse it. Add it to prices.accelerators in the chart's values."
         return Finding(PoolCondition.PRICE_KNOWN, "False", Reason.NO_PRICE, text)
@@ -208,7 +214,8 @@ def price_known_finding(view: PoolView) -> Finding:
         f"{price.name} {price_text(price.replica or 0)} USD for a replica-hour ({price.source})"
         for _, price in sorted(view.prices.items())
     ]
-    return Finding(PoolCondition.PRICE_KNOWN, "True", Reason.PRICED, f"{'; '.join(parts)}.")
+    text = "; ".join([*parts, *([view.capacity] if view.capacity else [])])
+    return Finding(PoolCondition.PRICE_KNOWN, "True", Reason.PRICED, f"{text}.")
 
 
 def _overdue(view: PoolView, overdue: Rollout, now_ms: int) -> Finding:
@@ -270,7 +277,7 @@ def _rate(card: PoolCard | None, old: Mapping[str, Any], now_ms: int) -> dict[st
     known = old.get("effectiveTime") if old.get("version") == card.version else None
     return {
         "version": card.version,
-        "source": card.source,
+        "source": source_word(card.source),
         "promptPerMillionTokens": format_usd(rates.prompt_pico * NANO_PER_PICO_MILLION),
         "cachedPromptPerMillionTokens": format_usd(rates.cached_pico * NANO_PER_PICO_MILLION),
         "outputPerMillionTokens": format_usd(rates.output_pico * NANO_PER_PICO_MILLION),

@@ -1,4 +1,4 @@
-"""What the bench needs beside the repository: the engine, compiled, and the peers, installed from pinned hashes."""
+"""What the bench needs beside the repository: engine and router, compiled, and the peers, from pinned hashes."""
 
 import hashlib
 import os
@@ -16,6 +16,7 @@ PROGRAMS: Final = {"gcc": "gcc", "wrk": "wrk", "nginx": "nginx-light", "taskset"
 """Programs and the Debian packages that have them."""
 REQUIREMENTS: Final = {"vllmr": "bench.txt", "sglang": "bench.txt", "litellm": "bench-litellm.txt"}
 """Peers that are Python packages, by the first part of the target's name."""
+OURS: Final = "fairlead"
 _INSTALL_S: Final = 900
 
 
@@ -50,7 +51,9 @@ def _find(name: str) -> str | None:
 
 
 def peer(target: str) -> str:
-    """Install the peer that a target needs; why it could not be, or nothing."""
+    """Make or install what a target needs; why it could not be, or nothing."""
+    if target == OURS:
+        return _failed([str(HERE / f"{OURS}.sh"), "compile"])
     name = REQUIREMENTS.get(target.partition("-")[0])
     if name is None:
         return ""
@@ -63,11 +66,15 @@ def peer(target: str) -> str:
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
     command = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--require-hashes", "--requirement", str(requirements)]
+    failure = _failed(command)
+    if not failure:
+        done.touch()
+    return failure
+
+
+def _failed(command: list[str]) -> str:
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_S)
-    if run.returncode:
-        return run.stderr[-500:] or "pip failed"
-    done.touch()
-    return ""
+    return (run.stderr[-500:] or "it failed without a word") if run.returncode else ""
 
 
 def _key(path: Path) -> str:

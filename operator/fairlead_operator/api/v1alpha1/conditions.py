@@ -56,5 +56,7 @@ class BudgetCondition(StrEnum):
     """Every serving router has confirmed this budget."""
     WITHIN_BUDGET = "WithinBudget"
     """No account of the budget has used up its limit."""
+    FORECAST_WITHIN_BUDGET = "ForecastWithinBudget"
+    """What is spent when the window ends will be within the limit."""
     PRICE_KNOWN = "PriceKnown"
     """Every pool that the budget covers has a price."""

@@ -1,6 +1,7 @@
 """CostBudget: what a namespace, caller, feature or workflow may spend in a calendar window."""
 
-from typing import Annotated, Literal
+from datetime import datetime
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -9,18 +10,23 @@ from fairlead_operator.api.v1alpha1.base import (
     Amount,
     Count,
     KubeModel,
+    ModelName,
     Money,
     Timestamp,
     Word,
     cel,
     map_list,
     rules,
+    set_list,
 )
 from fairlead_operator.api.v1alpha1.common import Resource, Selector, Status
+from fairlead_router.contract import Action as ActionName
 from fairlead_router.contract import Enforcement, Per, Period, Unit
 
 AccountKey = Annotated[str, Field(max_length=320)]
 UsedPercent = Annotated[int, Field(ge=0, le=units.MAX_PERCENT)]
+STRENGTH: tuple[str, ...] = ("None", *get_args(ActionName), "Reject")
+"""What a budget may do now, from the weakest to the strongest."""
 
 
 class Limit(KubeModel):
@@ -53,7 +59,11 @@ class Limit(KubeModel):
     @property
     def units(self) -> int:
         """The amount as routers and ledger count it: nano-USD, tokens or requests."""
-        return self.amount.nano if self.unit == "USD" else int(self.amount)
+        return self.counted(self.amount)
+
+    def counted(self, amount: Money) -> int:
+        """Another amount of this budget as routers and ledger count it."""
+        return amount.nano if self.unit == "USD" else amount.nano // units.NANO_PER_USD
 
 
 class AppliesTo(KubeModel):
@@ -61,6 +71,8 @@ class AppliesTo(KubeModel):
 
     namespace_selector: Selector | None = None
     """Labels of the namespaces that are covered; for platform namespaces only. Default: the budget's own."""
+    models: Annotated[tuple[ModelName, ...], Field(max_length=64, json_schema_extra=set_list())] = ()
+    """Model names, as clients send them, whose requests are covered. Default: all."""
 
 
 class Action(KubeModel):
@@ -68,21 +80,60 @@ class Action(KubeModel):
 
     at_percent: Annotated[int, Field(ge=1, le=99)]
     """Share of the limit that the action begins at."""
-    action: Literal["Alert"]
-    """What happens: Alert writes an Event and shows in status.activeAction."""
+    action: ActionName
+    """What happens: Alert tells it by an Event, Pace spreads what is left over the rest of the window, Deprioritize
+    serves as priority Batch, Downgrade takes the fallbacks for Downgraded, RejectBatch keeps the rest for others."""
+
+
+class TemporaryIncrease(KubeModel):
+    """An addition to the limit that ends by itself."""
+
+    amount: Money
+    """What is added to the limit, in its unit."""
+    until: Timestamp
+    """When it ends: the limit is what it was before."""
+    reason: Annotated[str, Field(min_length=1, max_length=256)]
+    """Why, for whoever reads the Events."""
+
+    @property
+    def until_ms(self) -> int | None:
+        """The end in epoch milliseconds; None if the text is no time, such as one with a leap second."""
+        try:
+            return int(datetime.fromisoformat(self.until).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            return None
 
 
 class CostBudgetSpec(KubeModel):
     """What may be spent."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.idleCost == 'Excluded' || (self.limit.unit == 'USD' && self.limit.per in ['Total', 'Namespace']"
+                " && !has(self.appliesTo.models))",
+                "idleCost: Included needs unit USD, per Total or Namespace, and no models or backends",
+            ),
+            cel(
+                "self.limit.unit == 'USD' || !has(self.temporaryIncrease)"
+                " || !string(self.temporaryIncrease.amount).contains('.')",
+                "temporaryIncrease.amount must be a whole number unless unit is USD",
+            ),
+        )
+    )
+
     limit: Limit
     """How much, of what, for whom and how often."""
     applies_to: AppliesTo = AppliesTo()
     """Whose requests the budget covers. Default: those of its own namespace."""
+    idle_cost: Literal["Excluded", "Included"] = "Excluded"
+    """Whether the idle cost of the pools in the covered namespaces counts as spent. Default: Excluded."""
     actions: Annotated[tuple[Action, ...], Field(max_length=8, json_schema_extra=map_list("atPercent", "action"))] = ()
     """What happens before the limit is reached; at 100 % requests are refused, always. Default: none."""
     enforcement: Enforcement = "Enforce"
     """Whether requests above the limit are refused; Audit decides and reports, and lets them pass. Default: Enforce."""
+    temporary_increase: TemporaryIncrease | None = None
+    """An addition to the limit until a time; status.limit shows the sum while it lasts. Default: none."""
 
 
 class BudgetWindow(KubeModel):
@@ -129,11 +180,24 @@ class BudgetRouters(KubeModel):
     """Routers that have confirmed it."""
 
 
+class BudgetForecast(KubeModel):
+    """What will have been spent when the window ends, if no action holds it back."""
+
+    at_window_end: Amount
+    """The expected spending of the whole window."""
+    low: Amount
+    """Four times of five it will be between low and high."""
+    high: Amount
+    """Four times of five it will be between low and high."""
+
+
 class CostBudgetStatus(Status):
     """What was spent."""
 
     limit: Amount | None = None
-    """Limit that the ledger counts against."""
+    """Limit that the ledger counts against, the temporary increase included."""
+    increase: Amount | None = None
+    """Part of limit that is a temporary increase."""
     window: BudgetWindow | None = None
     """Current calendar window."""
     fullest: AccountKey | None = None
@@ -144,12 +208,20 @@ class CostBudgetStatus(Status):
     """What running requests may still cost."""
     unreconciled: Amount | None = None
     """What a lost router left unknown; counted as spent."""
+    idle: Amount | None = None
+    """Idle cost of the covered namespaces' pools in this window, where idleCost: Included counts it."""
     remaining: Amount | None = None
     """What is left of the limit."""
     used_percent: UsedPercent | None = None
     """Share of the limit that is spent, rounded down; while Reject is active, what routers hold counts as well."""
+    burn_per_hour: Amount | None = None
+    """Spending of the last hour."""
+    forecast: BudgetForecast | None = None
+    """What will have been spent when the window ends, if no action holds it back."""
     active_action: Word | None = None
-    """What the budget does now: None, Alert or Reject."""
+    """The strongest of what the budget does now: None, an action of the spec, or Reject."""
+    active_at_percent: Annotated[int | None, Field(ge=1, le=99)] = None
+    """The highest atPercent of the actions in force."""
     allowances: Allowances | None = None
     """Accounts of the budget, one for each value of per."""
     routers: BudgetRouters | None = None

@@ -111,6 +111,7 @@ COST_BUDGET = Kind(
         Column("PER", ".spec.limit.per", "Who has the amount."),
         Column("SPENT", ".status.spent", "Spending of this window, unreconciled included."),
         Column("USED%", ".status.usedPercent", "Share of the limit that is spent.", "integer"),
+        Column("FORECAST", ".status.forecast.atWindowEnd", "Spending at the window's end, if no action holds it back."),
         Column("ACTION", ".status.activeAction", "What the budget does now."),
         Column("ENFORCED", _condition("Enforced", "status"), "Whether every serving router has confirmed it."),
         AGE,

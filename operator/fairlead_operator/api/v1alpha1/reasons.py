@@ -53,12 +53,14 @@ class Reason(StrEnum):
     PROGRAMMED = "Programmed"
     NO_ROUTERS = "NoRouters"
     ROUTERS_LAGGING = "RoutersLagging"
-    # Enforced, WithinBudget
+    # Enforced, WithinBudget, ForecastWithinBudget
     ENFORCED = "Enforced"
     AUDIT = "Audit"
     LEDGER_UNREACHABLE = "LedgerUnreachable"
     WITHIN_LIMIT = "WithinLimit"
     LIMIT_REACHED = "LimitReached"
+    FORECAST_ABOVE_LIMIT = "ForecastAboveLimit"
+    NO_FORECAST = "NoForecast"
 
 
 class ScalingReason(StrEnum):
@@ -88,4 +90,8 @@ class EventReason(StrEnum):
     KEY_IN_FORCE = "KeyInForce"
     KEY_REFUSED = "KeyRefused"
     BUDGET_ACTION = "BudgetAction"
+    LIMIT_RAISED = "LimitRaised"
+    LIMIT_RESTORED = "LimitRestored"
+    LIMIT_CHANGED = "LimitChanged"
+    COUNTING_RESTARTED = "CountingRestarted"
     LEDGER_UNREACHABLE = "LedgerUnreachable"

@@ -21,7 +21,7 @@ from fairlead_operator.api.v1alpha1.base import (
 from fairlead_operator.api.v1alpha1.common import Resource, Selector, Status
 
 Priority = Literal["Interactive", "Standard", "Batch"]
-Trouble = Literal["Unavailable", "Saturated", "ScaledToZero"]
+Trouble = Literal["Unavailable", "Saturated", "ScaledToZero", "Downgraded"]
 OutputTokenCount = Annotated[int, Field(ge=1, le=1_048_576)]
 
 CONTEXTS_DIFFER = cel(
@@ -92,8 +92,9 @@ class PoolRef(KubeModel):
 class Fallback(KubeModel):
     """Where a route's requests go when its own pools cannot serve them."""
 
-    when: Annotated[tuple[Trouble, ...], Field(min_length=1, max_length=3, json_schema_extra=set_list())]
-    """Trouble of the route's pool: Unavailable (replicas fail), Saturated (no room within maxWait), ScaledToZero."""
+    when: Annotated[tuple[Trouble, ...], Field(min_length=1, max_length=4, json_schema_extra=set_list())]
+    """Trouble of the route's pool: Unavailable (replicas fail), Saturated (no room within maxWait), ScaledToZero; or
+    Downgraded: a budget of the caller has its action Downgrade in force."""
     pool_ref: PoolRef
     """Pool that serves instead. It must hold the route's maxContextTokens; at zero it is skipped, never woken."""
 

@@ -1,0 +1,230 @@
+"""How the ledger speaks to PostgreSQL: its lists, its writes, its engine. ``sqlite`` has the same names."""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Final
+
+import msgspec
+from psycopg import InternalError, OperationalError
+from psycopg.adapt import Loader
+from psycopg.types.numeric import Int8BinaryDumper
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    delete,
+    event,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy import (
+    Text as TextType,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB, psycopg
+from sqlalchemy.types import TypeEngine
+
+WRITERS: Final = 4
+"""Connections that write: while one waits for a row or the disk, others go on."""
+GROUP: Final = 16
+"""Messages in one commit: rows that many want are locked once for all of them, and not for long."""
+RETRIED: Final = ("40001", "40P01", "23505")
+"""Serialization failure, deadlock, and a row that another ledger added first: the message is applied from its start."""
+REFUSALS: Final = (OperationalError, InternalError)
+"""Errors of a database that cannot be used now: away, full, or a standby."""
+READERS: Final = 4
+OVERFLOW: Final = 8
+CONNECT_S: Final = 5
+LOCK_MS: Final = 10_000
+_DIALECT: Any = psycopg.dialect()  # type: ignore[no-untyped-call]
+_new = tuple.__new__
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One statement as psycopg takes it. ``listed``: it takes all rows of a write at once, as one JSON parameter."""
+
+    text: str
+    row: type[tuple[Any, ...]]
+    names: tuple[str, ...]
+    listed: bool
+
+    def read(self, connection: Connection, parameters: dict[str, Any]) -> list[Any]:
+        """All rows."""
+        row = self.row
+        return [_new(row, values) for values in raw(connection).execute(self.text, parameters).fetchall()]
+
+    def run(self, connection: Connection, parameters: dict[str, Any]) -> int:
+        """How many rows were touched."""
+        return int(raw(connection).execute(self.text, parameters).rowcount)
+
+    def write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """Run for all rows, or for each where it takes no list."""
+        for parameters in [{"rows": msgspec.json.encode(rows).decode()}] if self.listed else rows:
+            raw(connection).execute(self.text, parameters)
+
+
+def raw(connection: Connection) -> Any:
+    """The driver's connection: SQLAlchemy's own way to it costs more than most statements here."""
+    return connection.connection.driver_connection
+
+
+def compiled(statement: ClauseElement, row: type[tuple[Any, ...]], _columns: Sequence[str] | None = None) -> Text:
+    """A statement as text."""
+    done: Any = statement.compile(dialect=_DIALECT)
+    return Text(str(done), row, tuple(done.params), "jsonb_to_recordset" in str(done))
+
+
+def ids(name: str, kind: type[TypeEngine[Any]]) -> Select[Any]:
+    """The values of a list that comes as one JSON parameter."""
+    table = func.jsonb_array_elements_text(cast(bindparam(name), JSONB)).table_valued(column("value", TextType()))
+    return select(cast(table.c.value, kind))
+
+
+def rows(name: str, *types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
+    """Lists in a list, as a table, and its columns."""
+    table = func.jsonb_array_elements(cast(bindparam(name), JSONB)).table_valued(column("value", JSONB()))
+    fields = [cast(table.c.value.op("->>")(literal_column(str(index))), kind) for index, kind in enumerate(types)]
+    return table, fields
+
+
+def larger(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The larger of two values."""
+    return func.greatest(one, other)
+
+
+def _sent(table: Table, names: dict[str, str]) -> Any:
+    """The rows of a write as a table; ``names`` says which column of ``table`` has the type of each of theirs."""
+    columns = [column(name, table.c[source].type) for name, source in names.items()]
+    listed = func.jsonb_to_recordset(cast(bindparam("rows"), JSONB)).table_valued(*columns)
+    return listed.render_derived(name="sent", with_types=True)
+
+
+def adding(table: Table, columns: Sequence[str]) -> tuple[Any, None]:
+    """An insert of all rows of a write."""
+    sent = _sent(table, {name: name for name in columns})
+    return postgresql.insert(table).from_select(list(columns), select(*(sent.c[name] for name in columns))), None
+
+
+def updating(table: Table, keys: dict[str, str], columns: Sequence[str]) -> tuple[Any, None]:
+    """An update by all rows of a write; ``keys`` names the parameters of the columns that it is found by."""
+    sent = _sent(table, {parameter: name for name, parameter in keys.items()} | {name: name for name in columns})
+    found = (table.c[name] == sent.c[parameter] for name, parameter in keys.items())
+    return update(table).where(*found).values({name: sent.c[name] for name in columns}), None
+
+
+def deleting(table: Table, keys: dict[str, str]) -> Any:
+    """A deletion by all rows of a write."""
+    sent = _sent(table, {parameter: name for name, parameter in keys.items()})
+    return delete(table).where(*(table.c[name] == sent.c[parameter] for name, parameter in keys.items()))
+
+
+_NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+_EXCLUSIVE = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))"
+
+
+def now(connection: Connection) -> int | None:
+    """The database's clock in milliseconds: the one that all ledgers on it share."""
+    return int(raw(connection).execute(_NOW).fetchone()[0])
+
+
+def exclusive(connection: Connection, name: str) -> None:
+    """Wait until no other transaction holds this name; held until the transaction ends."""
+    raw(connection).execute(_EXCLUSIVE, {"name": f"fairlead-ledger/{name}"})
+
+
+_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
+_STORED = "SELECT v FROM meta WHERE k = 'pg_timeline'"
+_STORE = "INSERT INTO meta VALUES ('pg_timeline', %s) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
+_RECOVER = """
+INSERT INTO meta
+SELECT 'recovery_until', ((extract(epoch FROM clock_timestamp()) * 1000)::bigint + %s)::text
+ON CONFLICT (k) DO UPDATE SET v = greatest(meta.v::bigint, excluded.v::bigint)::text
+"""
+_PROMOTED = """
+INSERT INTO audit (at_ms, who, what, detail)
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, 'ledger', 'Promoted', %s
+"""
+
+
+def hold(_database: str) -> IO[str]:
+    """Nothing to hold: several ledgers may use it."""
+    return io.StringIO()
+
+
+def watch(engine: Engine, recovery_ms: int | None) -> None:
+    """Look at each new connection whether a standby was promoted, which may lack the last commits.
+
+    Then nothing is granted for ``recovery_ms``, while routers tell again what they hold; None where standbys are
+    synchronous and lack nothing. The name of the log file now written shows the timeline at once, the control file
+    only after a checkpoint.
+    """
+
+    def look(connection: Any, _record: Any) -> None:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('fairlead-ledger/timeline', 0))")
+            (now,) = connection.execute(_TIMELINE).fetchone()
+            stored = connection.execute(_STORED).fetchone()
+            if stored is not None and stored[0] == now:
+                return
+            connection.execute(_STORE, (now,))
+            if stored is not None:
+                log.error("PostgreSQL went from timeline %s to %s", stored[0], now)
+                connection.execute(_PROMOTED, (f"{stored[0]} to {now}",))
+                if recovery_ms is not None:
+                    connection.execute(_RECOVER, (recovery_ms,))
+
+    with engine.connect() as connection:
+        look(raw(connection), None)
+    engine.dispose()
+    event.listen(engine, "connect", look)
+
+
+class _Whole(Loader):
+    """Sums of BIGINT come as NUMERIC; all numbers of the ledger are whole."""
+
+    def load(self, data: Any) -> int:
+        return int(bytes(data))
+
+
+def open_engine(database: str, *, reading: bool) -> Engine:
+    """An engine on the database of a URL. Readers see one state of it for as long as their transaction lasts."""
+    url = database.replace("postgresql://", "postgresql+psycopg://", 1).replace(
+        "postgres://", "postgresql+psycopg://", 1
+    )
+    engine = create_engine(
+        url,
+        pool_size=READERS if reading else WRITERS,
+        max_overflow=OVERFLOW if reading else 1,
+        pool_pre_ping=True,
+        isolation_level="REPEATABLE READ" if reading else "READ COMMITTED",
+        connect_args={
+            "connect_timeout": CONNECT_S,
+            "application_name": "fairlead-ledger",
+            "options": f"-c lock_timeout={LOCK_MS} -c timezone=UTC",
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        # One type for all whole numbers, or a statement would be prepared anew for each size that comes.
+        connection.adapters.register_dumper(int, Int8BinaryDumper)
+        connection.adapters.register_loader("numeric", _Whole)
+
+    return engine
+
+
+def tidy(_engine: Engine) -> None:
+    """Nothing: autovacuum and checkpoints are the server's."""

@@ -1,0 +1,70 @@
+"""hack/compile.py: what its key follows, what the cache keeps, what a failure leaves. Nothing is compiled here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hack import compile as compiler
+from hack.compile import KEPT, MODULES, PACKAGE, compile_into, kept, key
+
+
+def sources(folder: Path) -> Path:
+    package = folder / "fairlead_router"
+    package.mkdir()
+    (package / "server.py").write_text("ONE = 1\n", encoding="utf-8")
+    return package
+
+
+def no_compiler(folder: Path) -> str:
+    """A Python that says what it is, and fails at everything else."""
+    program = folder / "python"
+    program.write_text('#!/bin/sh\ncase "$2" in *sys.version*) echo 3.11;; *) exit 1;; esac\n', encoding="utf-8")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_every_module_that_is_compiled_exists() -> None:
+    assert [name for name in MODULES if not (PACKAGE / f"{name}.py").is_file()] == []
+
+
+def test_the_key_follows_sources_and_python(tmp_path: Path) -> None:
+    package = sources(tmp_path)
+    before = key(sys.executable, package)
+    assert key(sys.executable, package) == before
+    assert key(no_compiler(tmp_path), package) != before
+    (package / "server.py").write_text("ONE = 2\n", encoding="utf-8")
+    assert key(sys.executable, package) != before
+
+
+def test_what_could_not_be_compiled_leaves_what_was_there(tmp_path: Path) -> None:
+    package, python = sources(tmp_path), no_compiler(tmp_path)
+    target = tmp_path / "out" / "compiled"
+    target.mkdir(parents=True)
+    with pytest.raises(subprocess.CalledProcessError):
+        compile_into(target, python, package)
+    assert list(target.parent.iterdir()) == [target]
+    with pytest.raises(subprocess.CalledProcessError):
+        kept(tmp_path / "cache", python, package)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_cache_compiles_once_and_keeps_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path, python: str, package: Path) -> None:
+        assert (python, package.name) == (sys.executable, "fairlead_router")
+        folder.mkdir(parents=True)
+        made.append(folder)
+
+    monkeypatch.setattr(compiler, "compile_into", make)
+    package = sources(tmp_path)
+    for number in range(KEPT + 2):
+        (package / "server.py").write_text(f"ONE = {number}\n", encoding="utf-8")
+        folder = kept(tmp_path / "cache", sys.executable, package)
+        assert kept(tmp_path / "cache", sys.executable, package) == folder == made[-1]
+        os.utime(folder, (number, number))
+    assert len(made) == KEPT + 2
+    assert sorted((tmp_path / "cache").iterdir()) == sorted(made[-KEPT:])

@@ -1,0 +1,245 @@
+"""Several ledgers on one PostgreSQL: what one does, no other does again, and no sum of theirs breaks a limit."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from fairlead_operator.ledger import catalog
+from fairlead_operator.ledger import statements as sql
+from fairlead_operator.ledger.escrow import Refusal
+from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
+from fairlead_operator.ledger.store import OverloadError, Store, UnwritableError
+from fairlead_operator.ledger.transaction import sync
+from fairlead_operator.ledger.upkeep import upkeep
+from fairlead_router.contract import AccountAnswer, Ask, Holding, PutBudgets, SyncAnswer, SyncRequest
+from tests.builders import postgres
+from tests.builders.ledger import budget, caller, line
+
+TTL_MS = 30_000
+LIMIT = 1_400
+ROUTERS = 8
+WAIT_S = 60
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    made = postgres.fresh_url()
+    yield made
+    postgres.drop(made)
+
+
+@pytest.fixture
+def ledgers(url: str) -> Iterator[tuple[Store, Store]]:
+    stores = Store(url), Store(url)
+    put = PutBudgets(version=(1, 1), budgets=(budget(limit=LIMIT, period="Year"),))
+    assert stores[0].submit(lambda connection: catalog.put_budgets(connection, put, now_ms())).result(WAIT_S) is None
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def spoken(who: str, message: SyncRequest) -> Callable[[Connection], SyncAnswer | Refusal]:
+    def job(connection: Connection) -> SyncAnswer | Refusal:
+        now = sql.database_now(connection)
+        assert now is not None
+        return sync(connection, caller(who), message, now, ttl_ms=TTL_MS)
+
+    return job
+
+
+def told(store: Store, who: str, message: SyncRequest) -> SyncAnswer:
+    answer = store.submit(spoken(who, message)).result(WAIT_S)
+    assert isinstance(answer, SyncAnswer), answer
+    return answer
+
+
+def put_meta(connection: Connection, key: str, value: str = "0") -> None:
+    sql.write(connection, sql.PUT_META, [{"k": key, "v": value}])
+
+
+def accounts(answer: SyncAnswer | Refusal) -> tuple[AccountAnswer, ...]:
+    assert isinstance(answer, SyncAnswer), answer
+    return answer.accounts
+
+
+def one(store: Store, text: str) -> Any:
+    return store.read(lambda connection: tuple(connection.exec_driver_sql(text).one()))
+
+
+ASK = Ask(budget="team-a/monthly", namespace="", want=7, need=7, first=1)
+
+
+def test_migrations_make_exactly_the_tables_that_the_code_uses_however_many_ledgers_start() -> None:
+    url = postgres.fresh_url(migrated=False)
+    with ThreadPoolExecutor(4) as pool:
+        for store in pool.map(Store, [url] * 4):
+            store.close()
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(NewerSchemaError, match="9999"):
+        migrate(engine)
+    engine.dispose()
+    postgres.drop(url)
+
+
+def test_all_start_with_one_epoch(url: str) -> None:
+    stores = Store(url), Store(url)
+    names = [
+        store.submit(partial(catalog.epoch, new=partial(str, name)))
+        for name, store in zip(("e1", "e2"), stores, strict=True)
+    ]
+    assert len({name.result(WAIT_S) for name in names}) == 1
+    for store in stores:
+        store.close()
+
+
+def test_two_ledgers_that_grant_at_once_hold_exactly_the_limit(ledgers: tuple[Store, Store]) -> None:
+    def talk(number: int) -> int:
+        seq = granted = account = 0
+        while True:
+            seq += 1
+            holdings = (
+                (Holding(account=account, granted=granted, charged=granted, want=7, need=7, first=1),)
+                if granted
+                else ()
+            )
+            message = SyncRequest(
+                session=f"s{number}",
+                seq=seq,
+                asks=() if granted else (ASK,),
+                holdings=holdings,
+                usage=(line(nano_usd=1, feature=f"f{seq % 3}"),),
+            )
+            answer = told(ledgers[seq % 2], f"pod-{number}", message).accounts[0]
+            granted, account = answer.granted, answer.account
+            if answer.verdict != "Granted":
+                return seq
+
+    with ThreadPoolExecutor(ROUTERS) as pool:
+        said = sum(pool.map(talk, range(ROUTERS)))
+    held, charged, high = one(ledgers[0], "SELECT held, charged, cap_high FROM account")
+    assert (held, high) == (LIMIT, LIMIT)
+    assert charged <= held
+    assert one(ledgers[0], "SELECT sum(nano_usd)::bigint, sum(requests)::bigint FROM usage") == (said, said)
+    assert one(ledgers[0], "SELECT sum(n)::bigint FROM cost_hist") == (said,)
+    assert ledgers[1].submit(lambda c: upkeep(c, now_ms(), TTL_MS)).result(WAIT_S).violations == 0
+
+
+def test_a_message_that_comes_twice_at_once_is_applied_once(ledgers: tuple[Store, Store]) -> None:
+    for number in range(10):
+        first = SyncRequest(session=f"s{number}", seq=1, asks=(ASK,), usage=(line(nano_usd=1),))
+        answers = [store.submit(spoken("pod-1", first)) for store in ledgers for _ in range(3)]
+        assert {accounts(answer.result(WAIT_S))[0].granted for answer in answers} == {7}
+    assert one(ledgers[0], "SELECT held, holders FROM account") == (70, 10)
+    assert one(ledgers[0], "SELECT sum(nano_usd)::bigint FROM usage") == (10,)
+
+
+def test_new_keys_that_come_to_both_ledgers_at_once_are_opened_once(ledgers: tuple[Store, Store]) -> None:
+    put = PutBudgets(version=(1, 2), budgets=(budget("keys", per="Caller", period="Year", limit=LIMIT),))
+    ledgers[0].submit(lambda connection: catalog.put_budgets(connection, put, now_ms())).result(WAIT_S)
+    asks = tuple(Ask(budget="team-a/keys", namespace="team-a", key=f"k{n}", need=7, first=1) for n in range(20))
+    answers = [
+        ledgers[number % 2].submit(spoken(f"pod-{number}", SyncRequest(session=f"s{number}", seq=1, asks=asks)))
+        for number in range(ROUTERS)
+    ]
+    for answer in answers:
+        assert len(accounts(answer.result(WAIT_S))) == 20
+    assert one(ledgers[0], "SELECT count(*), sum(held)::bigint FROM account") == (20, 20 * ROUTERS * 7)
+    assert one(ledgers[0], "SELECT count(*) FROM budget_window") == (1,)
+
+
+def test_transactions_that_wait_for_each_other_are_run_again(ledgers: tuple[Store, Store]) -> None:
+    for key in ("a", "b"):
+        ledgers[0].submit(partial(put_meta, key=key)).result(WAIT_S)
+    both_hold_one = threading.Barrier(2)
+    runs: list[str] = []
+
+    def crossing(first: str, second: str) -> Callable[[Connection], None]:
+        def job(connection: Connection) -> None:
+            runs.append(first)
+            add = "UPDATE meta SET v = (v::int + 1)::text WHERE k = '{}'"
+            connection.exec_driver_sql(add.format(first))
+            if len(runs) <= 2:
+                both_hold_one.wait(WAIT_S)
+            connection.exec_driver_sql(add.format(second))
+
+        return job
+
+    jobs = [ledgers[0].submit(crossing("a", "b")), ledgers[1].submit(crossing("b", "a"))]
+    for job in jobs:
+        job.result(WAIT_S)
+    assert len(runs) >= 3
+    assert one(ledgers[0], "SELECT string_agg(v, ',') FROM meta WHERE k IN ('a', 'b')") == ("2,2",)
+
+
+def test_sessions_that_fell_silent_are_lost_once(ledgers: tuple[Store, Store]) -> None:
+    told(ledgers[0], "pod-1", SyncRequest(session="s1", seq=1, asks=(ASK,)))
+    later = now_ms() + 2 * TTL_MS
+    rounds = [store.submit(lambda c: upkeep(c, later, TTL_MS)) for store in ledgers for _ in range(2)]
+    assert sum(health.result(WAIT_S).lost for health in rounds) == 1
+    assert one(ledgers[0], "SELECT held, unreconciled FROM account") == (7, 7)
+
+
+def test_a_promoted_standby_grants_nothing_for_one_ttl(url: str) -> None:
+    Store(url, recovery_ms=TTL_MS).close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute("SELECT 1 FROM meta WHERE k = 'recovery_until'").fetchone() is None
+        connection.execute("UPDATE meta SET v = '000000FF' WHERE k = 'pg_timeline'")
+    before = now_ms()
+    store = Store(url, recovery_ms=TTL_MS)
+    (until,) = one(store, "SELECT v FROM meta WHERE k = 'recovery_until'")
+    assert before + TTL_MS <= int(until) <= now_ms() + TTL_MS
+    assert one(store, "SELECT what, detail FROM audit") == ("Promoted", "000000FF to 00000001")
+    store.close()
+
+
+def test_a_promoted_synchronous_standby_lacks_nothing_and_goes_on(url: str) -> None:
+    Store(url).close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE meta SET v = '000000FF' WHERE k = 'pg_timeline'")
+    store = Store(url)
+    assert one(store, "SELECT count(*) FROM meta WHERE k = 'recovery_until'") == (0,)
+    store.close()
+
+
+def test_a_database_that_goes_away_refuses_and_comes_back() -> None:
+    server = postgres.start()
+    store = Store(server.url("postgres"))
+    put = [{"k": "a", "v": "1"}]
+    store.submit(lambda c: sql.write(c, sql.PUT_META, put)).result(WAIT_S)
+    server.halt()
+    with pytest.raises(UnwritableError):
+        store.submit(lambda c: sql.write(c, sql.PUT_META, put)).result(WAIT_S)
+    server.resume()
+    store.submit(lambda c: sql.write(c, sql.PUT_META, [{"k": "b", "v": "1"}])).result(WAIT_S)
+    assert one(store, "SELECT count(*) FROM meta WHERE k IN ('a', 'b')") == (2,)
+    store.close()
+    server.stop()
+
+
+def test_what_is_read_is_one_state(ledgers: tuple[Store, Store]) -> None:
+    def query(connection: Connection) -> tuple[int, int]:
+        count = "SELECT count(*) FROM meta"
+        before = connection.exec_driver_sql(count).scalar_one()
+        ledgers[1].submit(lambda c: sql.write(c, sql.PUT_META, [{"k": "new", "v": "1"}])).result(WAIT_S)
+        return before, connection.exec_driver_sql(count).scalar_one()
+
+    before, after = ledgers[0].read(query)
+    assert before == after
+    assert issubclass(UnwritableError, OverloadError)
