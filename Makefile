@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ demo-budget: .venv/.done ## on the cluster of make demo: a budget of a minute is
 down: .venv/.done ## remove what make demo and make test left running
 	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
 
-test: .venv/.done check programs unit unit-compiled cluster e2e ## everything that continuous integration runs
+test: .venv/.done check programs test-programs unit unit-compiled cluster e2e ## everything that continuous integration runs
 
 check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/ruff format --check .
@@ -64,6 +64,10 @@ doctor: ## name what this machine lacks
 # Helm is one of them: the chart's unit tests skip without it.
 programs: prerequisites
 	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster build; fi
+
+# PostgreSQL, Prometheus and libfaketime: tests that need one skip without it.
+test-programs:
+	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster doctor --install --tests; fi
 
 prerequisites:
 	@if [ "$(CLUSTER)" = local ]; then python3 hack/cluster doctor --install; fi

@@ -12,6 +12,7 @@ TARGETS = {
     "operator": ["--extra", "operator"],
     "router": ["--extra", "router", "--extra", "otel"],
     "caller": ["--extra", "caller"],
+    "compile": ["--group", "pyproject.toml:compile"],
     "bench": ["--group", "pyproject.toml:bench"],
     "bench-litellm": ["--group", "pyproject.toml:bench-litellm"],
     "dev": ["--group", "dev", "--extra", "operator", "--extra", "router", "--extra", "otel"],
@@ -25,8 +26,8 @@ def main() -> None:
     uv = Path(sys.executable).with_name("uv")
     for name, selection in TARGETS.items():
         output = f"requirements/{name}.txt"
-        # The bench's groups stand alone; the others come with what the project itself depends on.
-        source = [] if name.startswith("bench") else ["pyproject.toml"]
+        # These groups stand alone; the others come with what the project itself depends on.
+        source = [] if name.startswith(("bench", "compile")) else ["pyproject.toml"]
         command = [str(uv), "pip", "compile", *OPTIONS, *SILENCE, *source, *selection, "-o", output]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         print(f"wrote {output}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row, func, select, text
 
 from fairlead_operator.ledger.schema import account, budget_window, dim, holding, series, session, usage
 from tests.chaos.truth import Account, Books, Line, Stuck
@@ -57,6 +57,15 @@ def _holdings_of_closed(connection: Connection) -> int:
     joined = holding.join(session, session.c.id == holding.c.session_id)
     query = select(func.count()).select_from(joined).where(session.c.state == "Closed", _OUT == 0)
     return int(connection.execute(query).scalar_one())
+
+
+def read_deadlocks(engine: Engine) -> int:
+    """How often PostgreSQL ended a transaction because two waited for each other; SQLite has one writer, so 0."""
+    if engine.dialect.name != "postgresql":
+        return 0
+    with engine.connect() as connection:
+        query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        return int(connection.execute(query).scalar_one())
 
 
 def read_stuck(engine: Engine, at: float, sessions: Iterable[str], budgets: Iterable[str]) -> list[Stuck]:

@@ -25,6 +25,7 @@ AGAIN_S: Final = 3.0
 """So much later a router that failed has asked the ledger again and was answered."""
 EXCUSE_S: Final = 8.0
 """So much later the last of those who waited meanwhile has its answer."""
+SLOW_MS: Final = 1_000.0
 STARVED_S: Final = 2.6
 """Requests wait 2 s for money: one that waited this long met a machine without time, which proves nothing."""
 LENGTHS: Final[dict[str, int]] = {"Minute": 60, "Hour": 3600}
@@ -63,6 +64,8 @@ class Figures:
     unreconciled_nano_usd: int = 0
     unbacked_enforced: int = 0
     windows: int = 0
+    ledger_ms_p50: float = 0.0
+    ledger_ms_p99: float = 0.0
     outcomes: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     delays: list[str] = field(default_factory=list)
@@ -79,6 +82,7 @@ def check(run: Run) -> Figures:
     _check_usage(run, figures)
     _check_rejections(run, figures)
     _check_errors(run, figures)
+    _check_pace(run, figures)
     return figures
 
 
@@ -162,6 +166,8 @@ def _check_sessions(run: Run, figures: Figures) -> None:
     """Only sessions whose volume is gone are left: every other one was closed by its router or its successor."""
     left = sum(count for state, count in run.books.sessions.items() if state != "Closed")
     gone = sum(fate == "VolumeLost" for fate in run.fates.values())
+    if run.deadlocks:
+        figures.problems.append(f"{run.deadlocks} transactions of ledgers waited for each other until one was ended")
     if run.swept:
         figures.problems.append(f"{run.swept} reservations were settled by nobody and swept")
     if run.untold:
@@ -427,6 +433,16 @@ def _check_errors(run: Run, figures: Figures) -> None:
         if not excused or not excuses.of(asked, EXCUSE_S):
             faults[_outcome(asked) or "unanswered"] += 1
     figures.delays += [f"{count} times {fault} for no reason" for fault, count in faults.most_common(_SHOWN)]
+
+
+def _check_pace(run: Run, figures: Figures) -> None:
+    """A ledger that takes too long makes routers refuse, which would be excused otherwise."""
+    took = sorted(run.ledger_s)
+    if not took:
+        return
+    figures.ledger_ms_p50, figures.ledger_ms_p99 = (round(1000 * took[len(took) * p // 100], 1) for p in (50, 99))
+    if figures.ledger_ms_p99 > SLOW_MS:
+        figures.delays.append(f"one in a hundred answers of a ledger took {figures.ledger_ms_p99:g} ms or more")
 
 
 class Excuses:

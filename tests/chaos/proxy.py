@@ -53,6 +53,8 @@ class Proxy:
     sessions: set[str] = field(default_factory=set)
     latest: str = ""
     fates: Counter[str] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)
+    """Seconds of each answer of a ledger."""
     _bad: bool = True
     _turns_at: float = 0.0
     _unheard: float = 0.0
@@ -146,12 +148,14 @@ class Proxy:
         task.add_done_callback(self._late.discard)
 
     async def _ask(self, message: bytes) -> bytes:
-        port = self.pick.choice(self.ledgers)
+        port, begun = self.pick.choice(self.ledgers), time.monotonic()
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LIMIT)
         try:
             writer.write(message)
             async with asyncio.timeout(_ANSWER_S):
-                return await read_message(reader)
+                answer = await read_message(reader)
+            self.took.append(time.monotonic() - begun)
+            return answer
         finally:
             writer.transport.abort()
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tests.builders import postgres
 from tests.chaos import engines, world
-from tests.chaos.books import read_books, read_stuck
+from tests.chaos.books import read_books, read_deadlocks, read_stuck
 from tests.chaos.checker import check
 from tests.chaos.clients import Door, Load
 from tests.chaos.control import Operator
@@ -119,6 +119,7 @@ class Chaos:
                 server.close()
         self.notes["faults"] = dict(sorted(trouble.done.items()))
         self.notes["messages"] = dict(sum((place.proxy.fates for place in self.places), Counter[str]()))
+        self.notes["deadlocks"] = read_deadlocks(self.reading)
         books = replace(read_books(self.reading), violations=int(self.notes["violations"]))
         self.notes["sessions"] = books.sessions
         self.notes["accounts"] = len(books.accounts)
@@ -132,6 +133,8 @@ class Chaos:
             limits=limits.ended(),
             clocks=[span for ledger in self.ledgers for span in ledger.spans],
             fates=self.fates,
+            ledger_s=[took for place in self.places for took in place.proxy.took],
+            deadlocks=int(self.notes["deadlocks"]),
             swept=int(self.notes[_SWEPT]),
             untold=int(self.notes[_UNTOLD]),
             excuses=self.excuses,

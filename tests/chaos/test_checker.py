@@ -172,6 +172,17 @@ def test_sessions_are_left_of_lost_volumes_only() -> None:
     assert "2 sessions are left open" in problems(replace(clean(), books=left, fates={"r01.1": "VolumeLost"}))[0]
 
 
+def test_ledgers_that_lock_each_other_out_are_a_problem() -> None:
+    assert "2 transactions of ledgers" in problems(clean(deadlocks=2))[0]
+
+
+def test_a_slow_ledger_is_a_problem() -> None:
+    assert problems(clean(ledger_s=[0.01] * 97 + [2.0] * 3)) == [
+        "one in a hundred answers of a ledger took 2000 ms or more"
+    ]
+    assert problems(clean(ledger_s=[0.01] * 997 + [2.0] * 3)) == []
+
+
 def test_what_routers_say_of_themselves_counts() -> None:
     assert problems(clean(swept=1)) == ["1 reservations were settled by nobody and swept"]
     assert problems(clean(untold=2)) == ["2 journals of kept volumes were not told to the ledger"]

@@ -174,6 +174,9 @@ class Run:
     unheard: Sequence[Span] = ()
     """When a router had asked the ledger and was not answered yet, if that was long."""
     stuck: Sequence[Stuck] = ()
+    ledger_s: Sequence[float] = ()
+    """How long ledgers took for each answer that came."""
+    deadlocks: int = 0
     swept: int = 0
     """Reservations that nobody settled, of the routers that lived to the end."""
     untold: int = 0

@@ -35,8 +35,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import JSONB, psycopg
 from sqlalchemy.types import TypeEngine
 
-WRITERS: Final = 4
-"""Connections that write: while one waits for a row or the disk, others go on."""
+WRITERS: Final = 1
+"""Of each ledger: more of them would wait for the same rows, and make smaller groups."""
 GROUP: Final = 16
 """Messages in one commit: rows that many want are locked once for all of them, and not for long."""
 RETRIED: Final = ("40001", "40P01", "23505")

@@ -1,7 +1,7 @@
 """The ledger's database: writers that run what is submitted, and readers beside them.
 
-Writers commit in groups. SQLite has one writer. PostgreSQL has several, and other ledgers have theirs: a transaction
-that loses against another one is run again from its start, so a job may do nothing but use its connection.
+The writer commits in groups. On PostgreSQL other ledgers have theirs: a transaction that loses against another one is
+run again from its start, so a job may do nothing but use its connection.
 """
 
 import asyncio
