@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router chaos-budget test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 rout
 OPTIONS ?=
 bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="--quick", "--help")
 	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
+
+chaos-budget: .venv/.done ## budgets under kills, lost volumes, a bad network, wrong clocks (OPTIONS="--seed 2", "--help")
+	$(VENV)/python -m tests.chaos.run $(OPTIONS)
 
 EXAMPLES ?= 5000
 test-machines: .venv/.done ## EXAMPLES random histories of the budget protocol, on every ledger

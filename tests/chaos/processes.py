@@ -90,6 +90,7 @@ async def kill(process: subprocess.Popen[bytes]) -> None:
     """End it as kill -9 does."""
     process.kill()
     await asyncio.to_thread(process.wait)
+    _tidy(process)
 
 
 async def metric(url: str, name: str) -> float:
@@ -99,6 +100,12 @@ async def metric(url: str, name: str) -> float:
     return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
     )
+
+
+def _tidy(process: subprocess.Popen[bytes]) -> None:
+    """Remove the shared memory that libfaketime leaves of a process that was killed."""
+    for left in Path("/dev/shm").glob(f"*faketime_*_{process.pid}"):
+        left.unlink(missing_ok=True)
 
 
 # --- the ledger
@@ -303,3 +310,4 @@ def _abandon(process: subprocess.Popen[bytes] | None) -> None:
     if process is not None and process.poll() is None:
         process.kill()
         process.wait()
+        _tidy(process)

@@ -8,6 +8,7 @@ mutant that survives is a rule that no test holds. The last line is one JSON obj
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -56,8 +57,11 @@ def judge(mutant: Mutant, limit_s: float) -> Verdict:
         except ValueError as error:
             return Verdict(mutant.name, fault=str(error))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", *mutant.tests]
+        environment = os.environ | {"FAIRLEAD_MUTANT": mutant.name}
         try:
-            run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=limit_s)
+            run = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=limit_s
+            )
         except subprocess.TimeoutExpired:
             return Verdict(mutant.name, fault=f"its tests took more than {limit_s:.0f} s")
     seconds = time.monotonic() - began

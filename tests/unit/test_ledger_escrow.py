@@ -126,6 +126,12 @@ def test_a_session_that_idles_on_more_than_its_share_is_heard_every_second(ledge
     assert idle.say(asks=(ask(need=200),)).sync_after_ms == 1_000
 
 
+def test_in_a_window_of_a_minute_every_holder_of_free_money_is_heard_every_second(ledger: SqliteLedger) -> None:
+    ledger.put(2, budget(period="Minute"))
+    idle = Talker(ledger, "idle")
+    assert idle.say(asks=(ask(need=5),)).sync_after_ms == 1_000
+
+
 def test_a_lowered_limit_recalls_what_is_leased(ledger: SqliteLedger) -> None:
     one = Talker(ledger)
     one.ask(700)

@@ -30,6 +30,7 @@ from fairlead_router.contract import (
 TTL_MS = 300_000
 BUSY_SYNC_MS = 1_000
 IDLE_SYNC_MS = 5_000
+SHORT_WINDOW_MS = 600_000
 SHARES = 8
 """A lease is sized at most at an eighth of what is available for each holder (the routers' sizing rule)."""
 
@@ -348,7 +349,7 @@ class Exchange:
             entry, row = entries[place[0]], decision.rows.get(place, NOTHING)
             account = decision.accounts[entry.id]
             most = escrow.cap(entry.terms, account, place[1], self._now)
-            urgent = urgent or self._urgent(account, row, most)
+            urgent = urgent or self._urgent(entry.window, account, row, most)
             keys = named[place]
             answer = self._account(entry, place, decision, most)
             answers += [replace(answer, asked_key=key) for key in sorted(keys, key=str)] if keys else [answer]
@@ -387,15 +388,19 @@ class Exchange:
             retry_after_ms=verdict[1] if verdict else 0,
         )
 
-    def _urgent(self, account: Account, row: Row, most: int) -> bool:
+    def _urgent(self, window: Window, account: Account, row: Row, most: int) -> bool:
         """Whether the session holds free money that others may wait for before it would speak by itself.
 
-        That is so when the account runs low, and when the session holds more than a lease would be sized at now:
-        others can then use up the rest while it is idle, and their requests wait no longer than two seconds.
+        That is so when the account runs low, when the session holds more than a lease would be sized at now, and in
+        windows so short that both may come about within seconds: others can then use up the rest while it is idle, and
+        their requests wait no longer than two seconds.
         """
         free = row.out - row.reserved
+        if free <= 0:
+            return False
         over_its_share = free * SHARES * (account.holders + 1) > most - account.held
-        return free > 0 and (account.held * 5 >= most * 4 or over_its_share or escrow.recalling(account, self._now))
+        short = window.end - window.start <= SHORT_WINDOW_MS
+        return short or over_its_share or account.held * 5 >= most * 4 or escrow.recalling(account, self._now)
 
 
 def _close(close: Close, accounts: dict[int, Account], rows: dict[Place, Row]) -> None:
