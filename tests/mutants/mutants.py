@@ -101,8 +101,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "told again, a message may ask",
         EXCHANGE,
-        "self._mute = message.rewind or message.replay or message.close is not None",
-        "self._mute = message.close is not None",
+        "verdicts = {} if self._retold or self._message.close else",
+        "verdicts = {} if self._message.close else",
         PROTOCOL,
     ),
     Mutant(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,11 @@ from hypothesis import strategies as st
 from fairlead_router import archive
 from fairlead_router.archive import Archive, make_folder, take_lock
 from fairlead_router.budget import CLASS, Claim, Reservation
-from fairlead_router.contract import SyncRequest
+from fairlead_router.contract import Holding, SyncRequest
 from fairlead_router.control import NoLedger
 from fairlead_router.journal import Segment
 from fairlead_router.local_lease import LocalLease
-from fairlead_router.records import HEAD, MAGIC, Estate, fold, key_of
+from fairlead_router.records import HEAD, MAGIC, SEAL, SEAL_FIELDS, SNAPSHOT, Estate, Snapshot, fold, key_of
 from tests.builders import router as routers
 from tests.builders.router import Process
 
@@ -323,6 +324,20 @@ def test_what_is_no_journal_adds_up_to_nothing() -> None:
     assert fold(bytes(100)) is None
     assert fold(MAGIC + bytes(100)) is None
     assert fold(MAGIC + HEAD.pack(1, 2**31) + bytes(100)) is None
+
+
+def record(payload: bytes) -> bytes:
+    return HEAD.pack(zlib.crc32(payload, len(payload)), len(payload)) + payload
+
+
+def test_a_holding_that_was_forgotten_with_a_message_is_not_told_again() -> None:
+    held = [Holding(account=7, granted=100, returned=60, charged=40, final=final) for final in (True, False)]
+    held[1] = msgspec.structs.replace(held[1], account=8)
+    message = SyncRequest(session="s1", seq=2, holdings=tuple(held))
+    begun = Snapshot("s1", "boot", seq=1, holdings=((key_of(7, 1), 100, 0, 0, 0), (key_of(8, 1), 100, 0, 0, 0)))
+    data = MAGIC + record(bytes((SNAPSHOT,)) + msgspec.msgpack.encode(begun))
+    data += record(SEAL_FIELDS.pack(SEAL, 2) + msgspec.json.encode(message))
+    assert list(folded(data).holdings) == [key_of(8, 1)]
 
 
 # --- the messages

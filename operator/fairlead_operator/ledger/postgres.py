@@ -32,7 +32,7 @@ from sqlalchemy import (
     Text as TextType,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import JSONB, psycopg
+from sqlalchemy.dialects.postgresql import JSON, psycopg
 from sqlalchemy.types import TypeEngine
 
 WRITERS: Final = 1
@@ -84,18 +84,18 @@ def raw(connection: Connection) -> Any:
 def compiled(statement: ClauseElement, row: type[tuple[Any, ...]], _columns: Sequence[str] | None = None) -> Text:
     """A statement as text."""
     done: Any = statement.compile(dialect=_DIALECT)
-    return Text(str(done), row, tuple(done.params), "jsonb_to_recordset" in str(done))
+    return Text(str(done), row, tuple(done.params), "json_to_recordset" in str(done))
 
 
 def ids(name: str, kind: type[TypeEngine[Any]]) -> Select[Any]:
     """The values of a list that comes as one JSON parameter."""
-    table = func.jsonb_array_elements_text(cast(bindparam(name), JSONB)).table_valued(column("value", TextType()))
+    table = func.json_array_elements_text(cast(bindparam(name), JSON)).table_valued(column("value", TextType()))
     return select(cast(table.c.value, kind))
 
 
 def rows(name: str, *types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
     """Lists in a list, as a table, and its columns."""
-    table = func.jsonb_array_elements(cast(bindparam(name), JSONB)).table_valued(column("value", JSONB()))
+    table = func.json_array_elements(cast(bindparam(name), JSON)).table_valued(column("value", JSON()))
     fields = [cast(table.c.value.op("->>")(literal_column(str(index))), kind) for index, kind in enumerate(types)]
     return table, fields
 
@@ -108,7 +108,7 @@ def larger(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[
 def _sent(table: Table, names: dict[str, str]) -> Any:
     """The rows of a write as a table; ``names`` says which column of ``table`` has the type of each of theirs."""
     columns = [column(name, table.c[source].type) for name, source in names.items()]
-    listed = func.jsonb_to_recordset(cast(bindparam("rows"), JSONB)).table_valued(*columns)
+    listed = func.json_to_recordset(cast(bindparam("rows"), JSON)).table_valued(*columns)
     return listed.render_derived(name="sent", with_types=True)
 
 
