@@ -11,6 +11,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -75,12 +76,15 @@ class Archive:
             if self._fd < 0 or self._size >= FILE_BYTES:
                 self._begin(seq)
             record = _HEAD.pack(zlib.crc32(body), len(body), seq) + body
-            self._size += os.write(self._fd, record)
+            written = os.write(self._fd, record)
+            self._size += written
+            if written < len(record):  # nothing after it in this file could be read
+                self.close()
 
     def since(self, seq: int) -> list[tuple[int, bytes]]:
         """The messages from a number on, without a gap; empty if that one is gone."""
         found = {number: body for number, body in self._read() if number >= seq}
-        return [(number, found[number]) for number in range(seq, seq + len(found)) if number in found]
+        return [(number, found[number]) for number in takewhile(found.__contains__, count(seq))]
 
     def last(self) -> tuple[int, bytes] | None:
         """The newest message."""

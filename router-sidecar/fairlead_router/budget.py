@@ -166,6 +166,8 @@ class Purse:
         if self.upcoming is not None and self.upcoming.window.start <= ledger_ms < self.upcoming.window.end:
             self.current, self.upcoming = self.upcoming, None
             return self.current
+        if self.upcoming is not None and self.upcoming.window.end <= ledger_ms:
+            self.upcoming = None
         self.current = None
         return None
 
@@ -311,6 +313,14 @@ class Wallet:
                 piece.holding.free -= more
         return None
 
+    def lower(self, reservation: Reservation, amounts: Iterable[int]) -> None:
+        """Take back a raise: the reservation is again what it was before."""
+        for piece, amount in zip(reservation.pieces, amounts, strict=True):
+            less, piece.amount = piece.amount - amount, amount
+            if piece.holding is not None:
+                piece.holding.reserved -= less
+                piece.holding.free += less
+
     def settle(self, reservation: Reservation, charges: Iterable[int]) -> None:
         """Charge every budget and release the rest."""
         if reservation.settled:
@@ -395,6 +405,8 @@ class Wallet:
         if answer.active != (before.active if before is not None else ()):
             self.changed = True
         if answer.active:
+            if before is None and len(self._acting) >= MAX_PURSES:
+                del self._acting[next(iter(self._acting))]
             self._acting[account] = _Acting(answer.active, answer.window.end)
         elif before is not None:
             del self._acting[account]

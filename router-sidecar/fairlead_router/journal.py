@@ -229,6 +229,8 @@ class Journal:
             return
         if segment is not None:
             segment.flush()
+        if self._closed:  # meanwhile
+            return
         while self._old:
             self._old.pop().close()
         if self._spare is None and (self.full or self._at > self._end // 2):

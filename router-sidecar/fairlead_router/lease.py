@@ -136,6 +136,8 @@ class Session:
         self._boot_id = boot_id
         self._carried: tuple[UsageLine, ...] = ()
         """Usage in messages of an earlier session that the ledger never took."""
+        self._leaving = False
+        """The goodbye was sealed."""
         self._doubtful = False
         """The outstanding message may have arrived although nobody answered it."""
         self.tick()
@@ -201,12 +203,16 @@ class Session:
     def extend(self, reservation: Reservation, claims: Sequence[Claim]) -> Shortage | None:
         """Raise a reservation in place, or say what lacks: nothing is raised by a lease that has run out."""
         now, journal = self._clocks.now(), self.journal
+        before = [piece.amount for piece in reservation.pieces]
         enforced = next((claim for claim in claims if claim.purse.enforced and claim.amount), None)
         if enforced is not None and (not self.fresh() or (journal is not None and journal.full)):
             return Shortage(enforced.purse, enforced.amount, "Unknown")
         lack = self.wallet.extend(reservation, claims, self.ledger_ms(), now)
         if lack is None and journal is not None:
             journal.opened(reservation)
+            if enforced is not None and journal.full:  # it was not recorded
+                self.wallet.lower(reservation, before)
+                return Shortage(enforced.purse, enforced.amount, "Unknown")
         return lack
 
     def settle(
@@ -254,10 +260,14 @@ class Session:
             await self._send_all()
 
     async def close(self, timeout_s: float) -> bool:
-        """Say goodbye: what is not under way is given back. Whether the ledger heard it within this time."""
+        """Say goodbye: what is not under way is given back. Whether the ledger heard it within this time.
+
+        From then on nothing is reserved under an enforced budget: what is free here is the ledger's again.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._until_sent()
+                self._leaving, self._fence_boot = True, float("-inf")
                 self._seal(Close(complete=True, unknown=self.wallet.unknown()))
                 session = self._id
                 await self._until_sent()
@@ -317,7 +327,7 @@ class Session:
             sent_at=int(self._clocks.wall() * 1000),
             holdings=statements,
             asks=() if close else tuple(self.wallet.asks(ledger_ms, now)),
-            usage=(*self._carried, *self._usage()),
+            usage=self._carried or self._usage(),  # both together may be more than a message holds
             close=close,
         )
         self._carried = ()
@@ -390,7 +400,8 @@ class Session:
         self._report("ok")
         before, self._epoch = self._epoch, answer.epoch
         self._ledger_ms, self._answered_boot = answer.now, self._clocks.boot()
-        self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
+        if not self._leaving:
+            self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
         self.tick()
         self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, answer.sync_after_ms / 1000))
         self.budgets_version = answer.budgets_version

@@ -102,7 +102,6 @@ def build(settings: Settings) -> Parts:
     verifier = Verifier(time.time)
     patience = Patience(settings.first_byte_s, settings.between_bytes_s)
     telemetry, upstreams = Telemetry(), Upstreams(now, patience)
-    id_base = secrets.randbits(24) << 24
     router = Router(
         place=place,
         times=Times(now, time.time),
@@ -110,23 +109,9 @@ def build(settings: Settings) -> Parts:
         verifier=verifier,
         upstreams=upstreams,
         telemetry=telemetry,
-        id_base=id_base,
+        id_base=secrets.randbits(24) << 24,
     )
-    ledger, boot_id = transport(settings, now), read_boot_id(_BOOT_ID)
-    root = settings.state / "journal" if settings.state is not None else None
-    successor = Successor(root, ledger, boot_id, time.time) if root is not None else None
-    session = Session(
-        transport=ledger,
-        wallet=router.wallet,
-        clocks=Clocks(now, lambda: time.clock_gettime(time.CLOCK_BOOTTIME), time.time),
-        new_id=lambda: uuid.uuid4().hex,
-        usage=router.book.take,
-        report=lambda result: telemetry.renewals.add((result,)),
-        lines=router.book.lines,
-        restored=successor.restored if successor is not None else None,
-        journal=(lambda name, snapshot: Journal(root, name, snapshot)) if root is not None else None,
-        boot_id=boot_id,
-    )
+    session, successor = _open_session(settings, router, now)
     router.session = session
 
     def apply(index: Any) -> None:
@@ -159,6 +144,26 @@ def build(settings: Settings) -> Parts:
         store=Store(settings.state) if settings.state is not None else None,
         successor=successor,
     )
+
+
+def _open_session(settings: Settings, router: Router, now: Callable[[], float]) -> tuple[Session, Successor | None]:
+    """The session with the ledger and, where there is a folder for journals, who speaks for those before it."""
+    ledger, boot_id = transport(settings, now), read_boot_id(_BOOT_ID)
+    root = settings.state / "journal" if settings.state is not None else None
+    successor = Successor(root, ledger, boot_id, time.time) if root is not None else None
+    session = Session(
+        transport=ledger,
+        wallet=router.wallet,
+        clocks=Clocks(now, lambda: time.clock_gettime(time.CLOCK_BOOTTIME), time.time),
+        new_id=lambda: uuid.uuid4().hex,
+        usage=router.book.take,
+        report=lambda result: router.telemetry.renewals.add((result,)),
+        lines=router.book.lines,
+        restored=successor.restored if successor is not None else None,
+        journal=(lambda name, snapshot: Journal(root, name, snapshot)) if root is not None else None,
+        boot_id=boot_id,
+    )
+    return session, successor
 
 
 def read_boot_id(path: Path) -> str:

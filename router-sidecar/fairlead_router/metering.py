@@ -16,6 +16,8 @@ from fairlead_router.usage import Reader, Usage, merge
 MAX_EVENT: Final = 4 * 1024 * 1024
 """An event longer than this passes in pieces: it carries logprobs, not usage."""
 MAX_ROWS: Final = 4_000
+MAX_ENDED: Final = 1_000
+"""Lines of quarter hours that ended before they were told; with more, a row goes on counting in its own."""
 _END: Final = b"\n\n"
 
 Note = Callable[[Usage | None, bool], bytes]
@@ -214,11 +216,13 @@ class UsageBook:
             folded = _folded(row.dimension)
             row = self._folded.setdefault(folded, Row(folded))
         bucket = at_ms - at_ms % BUCKET_MS
-        if row.requests and row.bucket != bucket:
+        if not row.requests:
+            self._rows.append(row)
+        elif row.bucket == bucket or len(self._lines) >= MAX_ENDED:
+            return row
+        else:
             self._lines.append(row.line())
             row.clear()
-        elif not row.requests:
-            self._rows.append(row)
         row.bucket = bucket
         return row
 

@@ -92,10 +92,12 @@ def from_process(arguments: Sequence[str]) -> Settings:
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fairlead-router", description="Fairlead's data plane.")
-    parser.add_argument("--listen", default="0.0.0.0", help="address of both ports")  # noqa: S104 - a pod's own address
-    parser.add_argument("--port", type=int, default=8000, help="requests")
-    parser.add_argument("--admin-port", type=int, default=9090, help="metrics, readiness, signals")
+    text = "Routes requests, meters them and holds them to budgets. More settings are FAIRLEAD_* variables."
+    parser = argparse.ArgumentParser(prog="fairlead-router", description=text)
+    text = "address of both ports (default: all)"
+    parser.add_argument("--listen", default="0.0.0.0", help=text)  # noqa: S104 - a pod's own address
+    parser.add_argument("--port", type=int, default=8000, help="requests (default 8000)")
+    parser.add_argument("--admin-port", type=int, default=9090, help="metrics, readiness, signals (default 9090)")
     parser.add_argument("--operator", default=environment.get("FAIRLEAD_OPERATOR_URL", ""), help="URL of the operator")
     parser.add_argument(
         "--ledger", default=environment.get("FAIRLEAD_LEDGER_URL", ""), help="URL of the ledger, or: off"

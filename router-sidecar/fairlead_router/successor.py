@@ -7,6 +7,7 @@ from an older copy is told again.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import struct
@@ -96,9 +97,12 @@ class Predecessor:
 
 def find(root: Path) -> list[Predecessor]:
     """The sessions in this folder whose processes are gone, oldest first."""
-    if not root.is_dir():
-        return []
-    found = [_readable(folder) for folder in sorted(root.iterdir()) if not _unfinished(folder)]
+    try:
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+    except OSError as error:
+        log.warning("the journals in %s cannot be read, what they held stays counted: %s", root, error)
+        folders = []
+    found = [_readable(folder) for folder in folders if not _unfinished(folder)]
     return sorted((left for left in found if left is not None), key=lambda left: left.ended_at)
 
 
@@ -106,8 +110,9 @@ def _unfinished(folder: Path) -> bool:
     """Whether a process began this folder and got no further."""
     if not folder.name.startswith("."):
         return False
-    if folder.stat().st_mtime < time.time() - _UNFINISHED_S:
-        remove(folder)
+    with contextlib.suppress(OSError):  # it has its name by now
+        if folder.stat().st_mtime < time.time() - _UNFINISHED_S:
+            remove(folder)
     return True
 
 
@@ -213,7 +218,10 @@ class Successor:
             left.due = step == "Later"
             if step == "Forget":
                 self._forget(left)
-        await asyncio.to_thread(self._tidy)
+        try:
+            await asyncio.to_thread(self._tidy)
+        except OSError as error:
+            log.warning("old journals in %s could not be removed: %s", self._root, error)
 
     def _forget(self, left: Predecessor) -> None:
         left.forget()

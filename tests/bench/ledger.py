@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -176,11 +176,26 @@ def ledgers(database: str, count: int = 1) -> Iterator[list[Process]]:
                 process.stop()
 
 
-async def prepare(process: Process) -> None:
-    """The budgets of all loads."""
+async def ready(process: Process) -> None:
+    """Wait until a ledger takes messages: it listens before it has read the keys that tokens are verified with."""
+    asking = Router("operator")
+    await asking.connect(process.port)
+    async with asyncio.timeout(START_S):
+        while True:
+            with suppress(RuntimeError):
+                await asking.exchange("GET", "/readyz", b"")
+                break
+            await asyncio.sleep(0.02)
+    asking.writer.close()
+
+
+async def prepare(processes: list[Process]) -> None:
+    """The budgets of all loads, once all ledgers take them."""
+    for process in processes:
+        await ready(process)
     operator = Router("operator")
     operator.head = f"host: ledger\r\nauthorization: Bearer {token('fairlead-operator', pod='operator')}\r\n"
-    await operator.connect(process.port)
+    await operator.connect(processes[0].port)
     budgets = tuple(budget(name, per="Caller", period="Year", limit=LIMIT) for name in ("small", "large"))
     await operator.exchange("PUT", "/v1/budgets", msgspec.json.encode(PutBudgets(version=(1, 1), budgets=budgets)))
     operator.writer.close()
@@ -244,7 +259,7 @@ async def on_sqlite() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "ledger.db"
         with ledgers(str(file)) as processes:
-            await prepare(processes[0])
+            await prepare(processes)
             large, small = callers(LINES), callers(3)
             return {
                 "fleet": await measure(processes, "fleet", fleet, ROUTERS, lambda _: asks("large", large)),
@@ -257,7 +272,7 @@ async def on_postgres() -> dict[str, Any]:
     """Two ledgers: large messages of which 5 holdings are common to all, then small ones of only those."""
     url = postgres.fresh_url()
     with ledgers(url, 2) as processes:
-        await prepare(processes[0])
+        await prepare(processes)
 
         def keys(number: int) -> list[str]:
             return callers(HOT) + [f"own-{number}-{index}" for index in range(LINES - HOT)]

@@ -128,6 +128,12 @@ def test_idle_goes_on_as_it_did() -> None:
     assert [getattr(counted, name) - getattr(plain, name) for name in ("low", "at_end", "high")] == [20 * USD] * 3
 
 
+def test_idle_of_a_budget_that_is_new_in_its_window_goes_on_as_it_did_since_the_window_began() -> None:
+    new = msgspec.structs.replace(account(), counted_from=NOW - 60_000)
+    plain, counted = (outlook({}, new, idle, NOW) for idle in (0, 10 * USD))
+    assert counted.at_end - plain.at_end == 20 * USD
+
+
 @given(
     st.dictionaries(st.integers(0, 700), st.integers(0, 10**12), max_size=60),
     st.integers(0, 10**15),

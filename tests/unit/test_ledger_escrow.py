@@ -706,7 +706,7 @@ def test_a_temporary_increase_is_written_down_when_its_time_is_over(ledger: Sqli
 def wrote_off(ledger: SqliteLedger, session: str, **changes: Any) -> int | Refusal:
     message = WriteOff(namespace="team-a", name="monthly", window=1, session=session, reason="r")
     with ledger.engine.begin() as connection:
-        return write_off(connection, msgspec.structs.replace(message, **changes), "me", ledger.now)
+        return write_off(connection, msgspec.structs.replace(message, **changes), "me", ledger.now, TTL_MS)
 
 
 def test_only_what_dead_sessions_hold_of_that_window_is_written_off(ledger: SqliteLedger) -> None:
@@ -722,6 +722,17 @@ def test_only_what_dead_sessions_hold_of_that_window_is_written_off(ledger: Sqli
     assert (now.held, now.unreconciled, following.unreconciled) == (200, 0, 5)
     assert ledger.upkeep() == 0
     assert refused(dead.raw()).reason == "Closed"
+
+
+def test_a_journal_whose_successor_died_as_well_can_be_written_off(ledger: SqliteLedger) -> None:
+    first, second = Talker(ledger, "s1"), Talker(ledger, "s1")
+    first.ask(300)
+    second.seq = 1
+    answered(second.raw(replay=True))
+    assert refused(wrote_off(ledger, "s1")).status == 409
+    ledger.now += TTL_MS + 1
+    assert wrote_off(ledger, "s1") == 300
+    assert ledger.upkeep() == 0
 
 
 # --- windows and keys

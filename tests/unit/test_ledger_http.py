@@ -1,7 +1,7 @@
 """The ledger over HTTP: routes, statuses, who may do what, reports."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from fairlead_operator.clock import SystemClock
 from fairlead_operator.ledger import app, catalog, places, reports
+from fairlead_operator.ledger import postgres as dialect
 from fairlead_operator.ledger.app import MAX_BODY, Rules, Service
 from fairlead_operator.ledger.places import account_id
 from fairlead_operator.ledger.schema import audit
@@ -41,6 +42,7 @@ from fairlead_router.contract import (
     bin_upper_nano,
     cost_bin,
 )
+from tests.builders import postgres
 from tests.builders.ledger import HOUR, ISSUER, NOW, budget, jwks, line, token
 
 OPERATOR = token("fairlead-operator", pod="operator-1")
@@ -101,12 +103,23 @@ class Ledger:
         return msgspec.json.decode(response.content, type=UsageAnswer)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield str(tmp_path / "ledger.db")
+        return
+    monkeypatch.setattr(dialect, "now", lambda _connection: None)  # the time is the tests' own
+    url = postgres.fresh_url()
+    yield url
+    postgres.drop(url)
+
+
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+async def ledger(tmp_path: Path, database: str) -> AsyncIterator[Ledger]:
     (tmp_path / "jwks.json").write_text(jwks())
     clock = Clock()
     verifier = Verifier(FileKeys(tmp_path / "jwks.json", ISSUER), SystemClock())
-    store = Store(tmp_path / "ledger.db")
+    store = Store(database)
     store.submit(lambda connection: catalog.epoch(connection, lambda: "e1")).result()
     service = Service(store, verifier, clock, Rules("fairlead", frozenset({"ai-platform"}), 30_000))
     transport = httpx.ASGITransport(app=service.app())
@@ -441,6 +454,7 @@ async def test_it_is_ready_once_tokens_can_be_verified(ledger: Ledger) -> None:
     assert (await ledger.client.get("/healthz")).text == "ok"
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_it_is_not_ready_while_the_disk_refuses_writes(ledger: Ledger) -> None:
     await ledger.service.verifier.refresh()
     await ledger.put_budgets(budget())
@@ -471,6 +485,14 @@ async def test_metrics_count_what_was_asked_for_in_vain_and_what_was_lost(ledger
     assert 'fairlead_ledger_syncs_total{status="409"} 2.0' in text
     assert "fairlead_ledger_losses_total 2.0" in text
     assert "fairlead_ledger_recoveries_total 1.0" in text
+
+
+async def test_a_team_s_pods_have_no_say_about_the_clock(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    for number in range(20):
+        message = SyncRequest(session=f"false-{number}", seq=1, sent_at=NOW - 5 * HOUR)
+        assert (await ledger.send("POST", "/v1/sync", TEAM, message)).status_code == 200
+    assert (await ledger.sync(session="s0", sent_at=NOW, asks=(ask(10),))).accounts[0].granted == 10
 
 
 async def test_a_clock_that_all_routers_contradict_opens_no_window(ledger: Ledger) -> None:

@@ -20,6 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 
 from fairlead_operator.ledger import statements as sql
+from fairlead_operator.ledger.escrow import Account, Row
 from fairlead_operator.ledger.main import read_settings
 from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
 from fairlead_operator.ledger.sqlite import GROUP
@@ -68,6 +69,15 @@ def put(key: str) -> Any:
 
 def count(connection: Connection) -> int:
     return int(connection.execute(text("SELECT count(*) FROM meta")).scalar_one())
+
+
+def test_the_values_of_a_row_have_one_order_on_all_databases() -> None:
+    writes = [sql.PUT_ACCOUNT, sql.PUT_HOLDING, sql.DELETE_HOLDING, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
+    for statement in writes:
+        assert statement["sqlite"].order == statement["postgresql"].order
+    assert sql.PUT_ACCOUNT["sqlite"].order == (*Account.__struct_fields__, "account")
+    assert sql.PUT_HOLDING["sqlite"].order[3:] == Row.__struct_fields__
+    assert sql.ADD_USAGE["sqlite"].order[2:] == sql.SUMS
 
 
 def test_what_waits_is_committed_together(path: Path) -> None:

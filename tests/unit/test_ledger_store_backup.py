@@ -86,6 +86,23 @@ def test_a_backup_of_a_running_ledger_has_all_that_was_acknowledged_before_it(
     assert [file.name for file in tmp_path.glob("copy*")] == ["copy.db"]
 
 
+def test_a_backup_of_a_large_ledger_ends_although_every_moment_has_a_commit(
+    path: Path, tmp_path: Path, written: tuple[Store, list[int]]
+) -> None:
+    store, acknowledged = written
+    for number in range(20):
+        rows = [{"k": f"large{number}-{index}", "v": "x" * 4_000} for index in range(1_000)]
+        store.submit(lambda connection, rows=rows: sql.write(connection, sql.PUT_META, rows)).result(WAIT_S)  # type: ignore[misc]
+    before, copy = acknowledged[0], tmp_path / "copy.db"
+    program = (
+        "import sys; from pathlib import Path; from fairlead_operator.ledger.backup import back_up;"
+        " back_up(sys.argv[1], Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, str(path), str(copy)]
+    subprocess.run(command, check=True, timeout=WAIT_S)
+    assert {"large19-999", f"a{before - 1}"} <= keys(copy)
+
+
 def test_a_running_ledger_is_not_restored_and_not_joined(path: Path, tmp_path: Path) -> None:
     store = Store(path)
     back_up(str(path), tmp_path / "copy.db")

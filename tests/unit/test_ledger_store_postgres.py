@@ -233,6 +233,33 @@ def test_a_database_that_goes_away_refuses_and_comes_back() -> None:
     server.stop()
 
 
+def test_an_answer_that_was_not_waited_for_still_undoes_the_transaction(ledgers: tuple[Store, Store]) -> None:
+    def job(connection: Connection) -> None:
+        with sql.unanswered(connection):
+            put_meta(connection, "a")
+            sql.write_many(connection, sql.PUT_HOLDING, [("s1", 1, 1, 0, 5, 0, 0, 0)])  # returns what was not granted
+            put_meta(connection, "b")
+
+    with pytest.raises(psycopg.errors.CheckViolation, match="holding_out"):
+        ledgers[0].submit(job).result(WAIT_S)
+    ledgers[0].submit(lambda connection: put_meta(connection, "c")).result(WAIT_S)
+    assert one(ledgers[0], "SELECT count(*) FROM meta WHERE k IN ('a', 'b', 'c')") == (1,)
+
+
+def test_updates_leave_the_indexes_alone(ledgers: tuple[Store, Store]) -> None:
+    def put(connection: Connection, charged: int) -> None:
+        rows = [("s1", account, 1, 9, 0, charged, 0, 0) for account in range(500)]
+        sql.write_many(connection, sql.PUT_HOLDING, rows)
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+
+    for charged in range(3):
+        ledgers[0].submit(partial(put, charged=charged)).result(WAIT_S)
+    counts = "pg_stat_get_tuples_updated(oid), pg_stat_get_tuples_hot_updated(oid)"
+    updated, light = one(ledgers[1], f"SELECT {counts} FROM pg_class WHERE relname = 'holding'")  # noqa: S608
+    assert updated == 1_000
+    assert light > 900  # pages are full now and then; without room in them, it is some 30
+
+
 def test_what_is_read_is_one_state(ledgers: tuple[Store, Store]) -> None:
     def query(connection: Connection) -> tuple[int, int]:
         count = "SELECT count(*) FROM meta"

@@ -1,6 +1,7 @@
 """``fairlead``: what it prints adds up, and what it cannot do it says."""
 
 import csv
+import io
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -130,6 +131,15 @@ def test_a_list_of_pools_that_does_not_fit_is_a_line_of_its_own() -> None:
     assert "  team-a/a-long-name-of-a-pool 10.00 + team-b/a-long-name-of-a-pool 10.00" in lines[lines.index(idle) + 1]
 
 
+def test_the_replicas_of_a_pool_are_told_once_whatever_the_steps_of_time() -> None:
+    costs = (bill(2 * 10**9, 0), bill(4 * 10**9, 0))
+    text = cost_table(
+        answer(*(row(str(NOON + hour), nano_usd=0) for hour in (0, 3_600_000)), costs=costs, by=("time",))
+    )
+    assert "4 × 1.50" in text
+    assert text.count("×") == 1
+
+
 def test_charges_above_the_bill_show_as_negative_idle() -> None:
     table = cost_table(answer(row("support", nano_usd=20_000_000_000), costs=(bill(15_000_000_000, 20_000_000_000),)))
     assert re.search(r"^idle .*chat -5\.00 .* -5\.00  owner: ai-platform$", table, re.MULTILINE)
@@ -173,6 +183,20 @@ def test_the_column_usd_of_the_csv_adds_up_to_the_bill_to_the_nano(amounts: list
     lines = list(csv.DictReader(cost_csv(answer(*rows, costs=costs, by=("pool",))).splitlines()))
     assert sum(Decimal(line["usd"]) for line in lines) * 10**9 == sum(cost for cost, _charged in amounts)
     assert {line["pool"] for line in lines if line["kind"] == "idle"} == {cost.pool for cost in costs}
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)"])
+def test_a_name_that_a_client_chose_is_no_formula_in_the_csv(name: str) -> None:
+    text = cost_csv(answer(row(name, nano_usd=1), costs=(), by=("feature",)))
+    (line,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert line["feature"] == f"'{name}"
+
+
+def test_a_name_with_control_characters_neither_ends_a_line_nor_reaches_the_terminal() -> None:
+    told = answer(row("\x1b[2J\r=1\n", nano_usd=1), costs=(), by=("feature",))
+    assert "\ufffd[2J\ufffd=1\ufffd" in cost_table(told)
+    (line,) = csv.DictReader(io.StringIO(cost_csv(told), newline=""))
+    assert line["feature"] == "\ufffd[2J\ufffd=1\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,11 @@ def test_a_charge_tells_whose_it_is_and_what_for(rows: list[dict[str, str]]) -> 
     assert json.loads(rows[1]["Tags"])["fairlead.dev/feature"] == 'a "quoted", one'
 
 
+def test_a_name_that_somebody_chose_is_no_formula() -> None:
+    (row,) = exported(day(used(7, pool="=1+1", variant="\r")))
+    assert (row["ResourceId"], row["ResourceName"]) == ("'=1+1/\ufffd", "'=1+1")
+
+
 def test_idle_is_a_row_of_the_owner_in_replica_hours(rows: list[dict[str, str]]) -> None:
     row = rows[2]
     assert (row["SubAccountId"], row["ChargeCategory"], row["BilledCost"]) == ("ai", "Usage", "0.900000000")

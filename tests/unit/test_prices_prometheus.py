@@ -134,6 +134,13 @@ async def test_headers_are_the_files_of_the_secret_as_they_are_now(answers: Answ
     assert [headers["Authorization"] for _, headers in answers.asked[::2]] == ["Bearer one", "Bearer two"]
 
 
+async def test_a_header_that_cannot_be_sent_is_not_told_to_the_log(answers: Answers, tmp_path: Path) -> None:
+    (tmp_path / "Authorization").write_text("Bearer one\nX: two")
+    with pytest.raises(PrometheusError, match="no header") as caught:
+        await ask(OpenCostSource(answers.source.url, headers_dir=str(tmp_path)))
+    assert "one" not in str(caught.value)
+
+
 async def test_nothing_is_taken_from_the_environment(
     answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from fairlead_router.budget import CLASS, MAX_ASKS, MAX_STATEMENTS, Claim, Purse, Reservation, Shortage, Wallet
+from fairlead_router.budget import (
+    CLASS,
+    MAX_ASKS,
+    MAX_PURSES,
+    MAX_STATEMENTS,
+    Claim,
+    Purse,
+    Reservation,
+    Shortage,
+    Wallet,
+)
 from fairlead_router.contract import AccountAnswer, BudgetConfig, Window
 from fairlead_router.records import key_of
 from tests.builders.router import budget
@@ -261,6 +271,28 @@ def test_holdings_that_do_not_fit_one_message_come_with_the_next_and_those_that_
         holding.dirty = True
     again = {holding.account for holding in wallet.statements(NOW_MS, 0.0, everything=False)}
     assert again | {holding.account for holding in told} == {held.account for held in wallet.holdings.values()}
+
+
+def test_actions_of_keys_without_end_do_not_fill_memory() -> None:
+    wallet, config = Wallet(), budget(per="Workflow")
+    for number in range(MAX_PURSES + 10):
+        answer = AccountAnswer(
+            account=1, budget="support/support", namespace="support", key=f"w{number}", window=WINDOW, granted=0,
+            active=("Deprioritize",),
+        )  # fmt: skip
+        wallet.take(answer, NOW_MS, 0.0)
+    assert len(wallet._acting) == MAX_PURSES
+    assert wallet.acting(config, "support", f"w{MAX_PURSES + 9}") == ("Deprioritize",)
+
+
+def test_a_window_that_went_by_unused_does_not_keep_the_next_one_from_being_asked_for() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 100)
+    following = Window(id=2, start=WINDOW.end, end=WINDOW.end + DAY)
+    granted(wallet, budget(), 100, account=2, window=following)
+    assert purse.upcoming is not None
+    assert purse.live(following.end) is None
+    assert purse.upcoming is None
 
 
 def test_accounts_that_requests_wait_for_are_asked_for_before_others() -> None:

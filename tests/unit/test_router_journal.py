@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -297,6 +299,44 @@ async def test_without_room_enforced_budgets_wait_for_it_and_others_pass(tmp_pat
     found.process.kill()
 
 
+async def test_a_raise_for_which_there_is_no_room_does_not_happen(tmp_path: Path) -> None:
+    found = await world(tmp_path, 4_096)
+    session, journal = found.process.session, found.process.journal
+    found.reserve(10)
+    _no_room(tmp_path / "s1")
+    held = [piece.holding for piece in found.running[0].pieces]
+    raised = 10
+    while session.extend(found.running[0], found.purses(raised + 1)) is None:
+        raised += 1
+        assert not journal.full
+    assert journal.full
+    assert [piece.amount for piece in found.running[0].pieces] == [raised, raised]
+    assert [holding.reserved for holding in held if holding is not None] == [raised, raised]
+    out = sum(holding.granted - holding.returned for holding in held if holding is not None)
+    assert sum(holding.out for holding in held if holding is not None) == out
+    found.process.kill()
+
+
+async def test_a_flush_that_outlasts_its_session_makes_nothing_new(tmp_path: Path) -> None:
+    found = await world(tmp_path)
+    journal = found.process.journal
+    segment = journal._segment
+    assert segment is not None
+
+    class Slow:
+        def flush(self) -> None:
+            journal._segment = segment
+            journal.discard()
+
+    journal._segment = cast("Segment", Slow())
+    journal.flush()
+    assert not _left(tmp_path)
+
+
+def _left(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 def _no_room(folder: Path) -> None:
     """Nothing can be made in the places of the next segments."""
     for number in range(2, 60):
@@ -358,6 +398,32 @@ def test_messages_are_read_again_from_a_number_on_and_a_torn_one_is_not(kept: Ar
     (file,) = tmp_path.iterdir()
     os.truncate(file, file.stat().st_size - 1)
     assert kept.last() == (2, b"message 2")
+
+
+def test_messages_behind_a_gap_are_not_told(kept: Archive) -> None:
+    for seq in (5, 7, 8):
+        kept.add(seq, b"message %d" % seq)
+    assert kept.since(5) == [(5, b"message 5")]
+    assert kept.since(6) == []
+    assert kept.since(7) == [(7, b"message 7"), (8, b"message 8")]
+
+
+def test_a_message_that_was_written_in_part_hides_none_after_it(tmp_path: Path) -> None:
+    kept = Archive(tmp_path)
+    kept.add(1, b"message 1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (file,) = tmp_path.iterdir()
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 5, limits[1]))
+    try:
+        kept.add(2, b"message 2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    kept.add(3, b"message 3")
+    assert kept.since(1) == [(1, b"message 1")]
+    assert kept.last() == (3, b"message 3")
+    kept.close()
 
 
 def test_messages_are_kept_for_an_hour_or_64_mib(kept: Archive) -> None:

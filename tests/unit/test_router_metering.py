@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_operator.ledger.access import MAX_LINES
+from fairlead_router.budget import MAX_ASKS, MAX_STATEMENTS
 from fairlead_router.contract import BUCKET_MS
-from fairlead_router.metering import Dimension, Row, Spent, StreamMeter, UsageBook
+from fairlead_router.metering import MAX_ENDED, MAX_ROWS, Dimension, Row, Spent, StreamMeter, UsageBook
 from fairlead_router.paths import CHAT, SERVED
 from fairlead_router.usage import Reading, Usage, reader
 
@@ -187,6 +189,22 @@ def test_a_row_that_is_used_over_the_turn_of_a_quarter_hour_tells_both() -> None
     assert [(line.bucket, line.nano_usd) for line in book.take()] == [(0, 5), (BUCKET_MS, 7)]
     book.add(row, BUCKET_MS + 1, Spent(1, 0, 1, 9))
     assert [(line.bucket, line.nano_usd) for line in book.take()] == [(BUCKET_MS, 9)]
+
+
+def test_usage_of_days_in_which_the_ledger_is_away_fits_one_message() -> None:
+    book, row = UsageBook(), Row(dimension())
+    for index in range(12_000):
+        book.add(row, index * BUCKET_MS, Spent(1, 0, 1, 1))
+    assert len(book.lines()) <= MAX_ENDED + 1
+    lines = book.take()
+    assert len(lines) <= MAX_ENDED + 1
+    assert sum(line.requests for line in lines) == 12_000
+    book.add(row, 12_000 * BUCKET_MS, Spent(1, 0, 1, 1))
+    assert [line.bucket for line in book.take()] == [12_000 * BUCKET_MS]
+
+
+def test_a_message_at_its_bounds_is_one_that_the_ledger_takes() -> None:
+    assert 2 * MAX_STATEMENTS + MAX_ASKS + MAX_ROWS + MAX_ENDED <= MAX_LINES
 
 
 def framed(*events: bytes) -> bytes:

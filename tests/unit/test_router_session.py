@@ -263,3 +263,35 @@ async def test_a_goodbye_that_nobody_hears_ends_in_time() -> None:
         await hush()
         at.network.plan.extend(["lose request"] * 99)
         assert not await at.session.close(0.5)
+
+
+async def test_what_was_returned_with_a_goodbye_is_not_spent() -> None:
+    async with desk() as at:
+        running = await at.reserve(100)
+        assert isinstance(running, Reservation)
+        await hush()
+        assert await at.session.close(1)
+        holding = running.pieces[0].holding
+        assert holding is not None
+        holding.grant(holding.granted + 500)
+        assert not at.session.fresh()
+        claims = [Claim(running.pieces[0].purse, 150)]
+        assert not isinstance(at.session.reserve(claims, at.session._clocks.now()), Reservation)
+        assert at.session.extend(running, claims) is not None
+
+
+async def test_usage_that_the_ledger_refused_is_told_apart_from_what_came_since() -> None:
+    async with desk() as at:
+        await until(lambda: bool(at.network.applied), "the first message")
+        await hush()
+        session = at.session
+        row = Row(Dimension("support", "sa:web", "f", "chat", "ai-platform/chat-8b", "h100", "short", "Usage", 7))
+        at.book.add(row, 0, Spent(1, 0, 1, 5))
+        at.network.plan.append((413, b'{"reason":"too many lines"}'))
+        session._seal()
+        assert not await session._send_all()
+        at.book.add(row, 0, Spent(1, 0, 1, 7))
+        for _ in range(2):
+            session._seal()
+            assert await session._send_all()
+        assert [[line.nano_usd for line in message.usage] for message in at.network.applied[-2:]] == [[5], [7]]

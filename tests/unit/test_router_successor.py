@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 import zlib
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from fairlead_operator.ledger.escrow import Refusal
+from fairlead_router import successor as successors
 from fairlead_router.archive import KEEP_S
 from fairlead_router.budget import Claim
 from fairlead_router.contract import SyncRefusal, SyncRequest
@@ -338,3 +340,43 @@ async def test_a_successor_runs_beside_the_router_until_it_is_told_to_stop(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert books(ledger) == (1_000, 500, 500)
+
+
+async def test_a_folder_that_cannot_be_looked_at_does_not_end_the_router(
+    ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await killed(tmp_path, Line(ledger))
+    (tmp_path / ".s2").mkdir()
+    stat = Path.stat
+
+    def gone(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.name == ".s2":  # it got its name meanwhile
+            raise FileNotFoundError(path)
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    found = await succeed(tmp_path, Line(ledger))
+    assert books(ledger) == (1_000, 500, 500)
+    found.release()
+    monkeypatch.undo()
+
+    def closed(_path: Path) -> Iterator[Path]:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert (await succeed(tmp_path, Line(ledger))).unfinished() == 0
+
+
+async def test_a_file_that_cannot_be_removed_does_not_end_the_router(
+    ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await killed(tmp_path, Line(ledger))
+    monkeypatch.setattr(successors, "KEEP_BYTES", 0)
+
+    def read_only(_path: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    found = await succeed(tmp_path, Line(ledger))
+    assert books(ledger) == (1_000, 500, 500)
+    found.release()

@@ -102,10 +102,14 @@ def _owners(costs: Sequence[CostRow]) -> str:
 
 def _replicas(costs: Sequence[CostRow]) -> str:
     """Replica-hours and what one cost, by pool and variant: ``352 x 2.95``."""
+    times, bills = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for row in costs:
+        times[row.pool, row.variant] += row.replica_ms
+        bills[row.pool, row.variant] += row.nano_usd
     return " + ".join(
-        f"{_hours(row.replica_ms)} × {format_usd(row.nano_usd * HOUR_MS // row.replica_ms, 2)}"
-        for row in costs
-        if row.replica_ms
+        f"{_hours(replica_ms)} × {format_usd(bills[place] * HOUR_MS // replica_ms, 2)}"
+        for place, replica_ms in times.items()
+        if replica_ms
     )
 
 
@@ -176,7 +180,12 @@ def count_text(count: int, unit: tuple[int, str] | None = None) -> str:
 
 
 def _named(by: tuple[str, ...], group: tuple[str, ...]) -> list[str]:
-    return [minute_text(int(value)) if name == TIME else value for name, value in zip(by, group, strict=True)]
+    return [minute_text(int(value)) if name == TIME else shown(value) for name, value in zip(by, group, strict=True)]
+
+
+def shown(name: str) -> str:
+    """A name as it is printed: what would move a terminal's cursor, or end a line, is a replacement character."""
+    return name if name.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in name)
 
 
 def _figures(row: UsageRow, charged: int, amount: str, units: Sequence[tuple[int, str]]) -> list[str]:
@@ -203,6 +212,14 @@ def _total(rows: Sequence[UsageRow]) -> UsageRow:
 
 # --- CSV
 
+_FORMULA = ("=", "+", "-", "@")
+
+
+def cell(name: str) -> str:
+    """A name for a CSV file. Clients choose names, so one that a spreadsheet would run begins with an apostrophe."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
 _CSV_FIGURES = ("requests", "prompt", "cached", "output", "usd", "usd_p50", "usd_p95", "usd_p99")
 
 
@@ -216,10 +233,11 @@ def cost_csv(answer: UsageAnswer) -> str:
     for row in answer.rows:
         costs = (row.nano_usd, row.cost_p50_nano, row.cost_p95_nano, row.cost_p99_nano)
         counts = (row.requests, row.prompt, row.cached, row.output)
-        lines.writerow(["charged", *_named(answer.by, row.group), *counts, *(format_usd(cost, 9) for cost in costs)])
+        names = map(cell, _named(answer.by, row.group))
+        lines.writerow(["charged", *names, *counts, *(format_usd(cost, 9) for cost in costs)])
     for cost in answer.costs:
         known = {"namespace": cost.pool.partition("/")[0], "pool": cost.pool, "variant": cost.variant}
         known[TIME] = minute_text(cost.bucket)
         idle = format_usd(cost.nano_usd - cost.charged, 9)
-        lines.writerow(["idle", *(known.get(name, "") for name in answer.by), "", "", "", "", idle, "", "", ""])
+        lines.writerow(["idle", *(cell(known.get(name, "")) for name in answer.by), "", "", "", "", idle, "", "", ""])
     return text.getvalue().rstrip("\n")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from fairlead_operator.cli.cost import cell, shown
 from fairlead_operator.units import format_usd
 from fairlead_router.contract import CostRow, UsageAnswer, UsageRow
 
@@ -110,7 +111,7 @@ def _used(row: UsageRow) -> Row:
         **_cost(row.nano_usd),
         **_place(known["namespace"], known["pool"], known["variant"]),
         **_usage(tokens, "Tokens"),
-        "ChargeDescription": f"Requests of model {known['model']}",
+        "ChargeDescription": f"Requests of model {shown(known['model'])}",
         "Tags": _tags(known),
         "x_Requests": str(row.requests),
         "x_PromptTokens": str(row.prompt),
@@ -147,10 +148,10 @@ def _usage(quantity: str, unit: str) -> Row:
 
 def _place(namespace: str, pool: str, variant: str) -> Row:
     return {
-        "SubAccountId": namespace,
-        "SubAccountName": namespace,
-        "ResourceId": f"{pool}/{variant}",
-        "ResourceName": pool,
+        "SubAccountId": cell(shown(namespace)),
+        "SubAccountName": cell(shown(namespace)),
+        "ResourceId": cell(shown(f"{pool}/{variant}")),
+        "ResourceName": cell(shown(pool)),
     }
 
 

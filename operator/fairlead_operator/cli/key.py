@@ -102,17 +102,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--kubeconfig", default="", help="default: $KUBECONFIG, ~/.kube/config, or the pod's own account"
     )
     common.add_argument("--context", default="", help="context of the kubeconfig (default: the current one)")
-    common.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    common.add_argument("-o", "--output", choices=["table", "json"], default="table", help="table (default), or json")
     key = commands.add_parser("key", help="API keys of a namespace: create, list, revoke")
     actions = key.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", parents=[common], help="make a key and print it once")
-    create.add_argument("name", help="a DNS label; requests are charged to caller key:NAME")
-    create.add_argument("--feature", default="", help="feature of requests that name none")
+    create.add_argument("name", help="a DNS label; requests are charged to the namespace and caller key:NAME")
+    create.add_argument("--feature", default="", help="feature of requests that name none by X-Fairlead-Feature")
     create.add_argument("--expires", default="", help="how long it is good, such as 90d or 12h (default: for ever)")
     listing = actions.add_parser("list", parents=[common], help="keys, without their secrets")
-    listing.add_argument("-A", "--all-namespaces", action="store_true")
-    revoke = actions.add_parser("revoke", parents=[common], help="end a key")
-    revoke.add_argument("name")
+    listing.add_argument("-A", "--all-namespaces", action="store_true", help="those of every namespace")
+    revoke = actions.add_parser("revoke", parents=[common], help="end a key: routers refuse it within seconds")
+    revoke.add_argument("name", help="the name that it was made with")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,12 +12,18 @@ import msgspec
 
 from fairlead_operator.cli import focus, key, simulate
 from fairlead_operator.cli.ask import DAY_MS, FINE, USAGE_ERROR, UsageError, add_ledger, ledger, parse_time, trouble
-from fairlead_operator.cli.cost import TIME, Span, cost_csv, cost_table, parse_dimensions
+from fairlead_operator.cli.cost import DIMENSIONS, TIME, Span, cost_csv, cost_table, parse_dimensions
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.units import parse_duration_ms
 from fairlead_router.contract import BUCKET_MS, UsageAnswer
 
-FILTERS = ("namespace", "caller", "feature", "model", "pool")
+ONLY = {
+    "caller": "caller, such as sa:web",
+    "feature": "feature",
+    "model": "model, as clients send it",
+    "pool": "pool: namespace/name",
+}
+FILTERS = ("namespace", *ONLY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fairlead", description="Reads and explains a Fairlead fleet.")
+    parser = argparse.ArgumentParser(prog="fairlead", description="Costs, budgets and API keys of a Fairlead fleet.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
     key.add_parser(commands)
@@ -48,16 +54,19 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _add_cost(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environment: Mapping[str, str]) -> None:
-    cost = commands.add_parser("cost", help="who spent what: charged + idle = the bill")
-    cost.add_argument("what", nargs="?", choices=["export"], help="export: every charge, for other tools")
-    cost.add_argument("--by", default="namespace", help="dimensions, such as namespace,pool (default namespace)")
+    text = "Who spent what: charged + idle = the bill. Asks the ledger; a team's token shows its own namespace."
+    cost = commands.add_parser("cost", help="who spent what: charged + idle = the bill", description=text)
+    cost.add_argument("what", nargs="?", choices=["export"], help="export: every charge by day, for other tools")
+    names = ", ".join(DIMENSIONS)
+    cost.add_argument("--by", default="namespace", help=f"one or more of {names}, with commas (default namespace)")
     cost.add_argument("--since", default="24h", help="from when: 90m, 24h, 7d, 2026-11-01 (default 24h)")
     cost.add_argument("--until", default="now", help="up to when, written like --since (default now)")
     cost.add_argument("--step", default="", help="length of a row of --by time, such as 15m, 1h, 24h (default 1h)")
     cost.add_argument("-n", "--namespace", default=None, help="only callers of this namespace")
-    for name in FILTERS[1:]:
-        cost.add_argument(f"--{name}", default=None, help=f"only this {name}")
-    cost.add_argument("-o", "--output", choices=["table", "json", "csv"], default="table")
+    for name, text in ONLY.items():
+        cost.add_argument(f"--{name}", default=None, help=f"only this {text}")
+    text = "table (default), json: the ledger's answer in nano-USD, csv: exact USD"
+    cost.add_argument("-o", "--output", choices=["table", "json", "csv"], default="table", help=text)
     cost.add_argument("--format", choices=["focus"], default="focus", help="of export: FOCUS 1.2 as CSV")
     cost.add_argument("--billing-account", default="fairlead", help="of export: BillingAccountId (default fairlead)")
     add_ledger(cost, environment)

@@ -46,13 +46,15 @@ class Simulation:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environment: Mapping[str, str]) -> None:
     """The command line of ``fairlead simulate``."""
-    simulate = commands.add_parser("simulate", help="what would have been: budget")
+    simulate = commands.add_parser("simulate", help="what a budget would have done with the usage of a time")
     actions = simulate.add_subparsers(dest="action", required=True, metavar="WHAT")
-    budget = actions.add_parser("budget", help="replay usage under a CostBudget; nothing is changed")
-    budget.add_argument("-f", "--file", type=Path, required=True, help="the CostBudget's manifest")
+    text = "Runs the ledger's decisions over its usage, as if this CostBudget had been. Nothing is changed."
+    budget = actions.add_parser("budget", help="replay usage under a CostBudget", description=text)
+    budget.add_argument("-f", "--file", type=Path, required=True, help="the CostBudget's manifest, YAML or JSON")
     budget.add_argument("--since", default="7d", help="from the window of this time on: 7d, 2026-11-01 (default 7d)")
     budget.add_argument("--namespaces", default="", help="those that its namespaceSelector selects, such as a,b")
-    budget.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    text = "table (default), or json"
+    budget.add_argument("-o", "--output", choices=["table", "json"], default="table", help=text)
     add_ledger(budget, environment)
 
 

@@ -117,7 +117,7 @@ def outlook(points: Mapping[int, int], spend: SpendAnswer, idle: int, now: int) 
     spent, start, end = account.charged + account.unreconciled, spend.window.start, spend.window.end
     since = max(start, spend.counted_from)
     ahead = forecast(tuple(points.items()), spent=spent, now=now, start=since, end=end)
-    at_idle = idle + idle * max(0, end - now) // max(1, now - since)
+    at_idle = idle + idle * max(0, end - now) // max(1, now - start)
     return Outlook(
         burn_per_hour=burn_per_hour(points, now),
         at_end=min(MOST, ahead.at_end + at_idle),

@@ -16,6 +16,7 @@ from fairlead_router.contract import Ask, Holding, LedgerBudget, SyncRequest, Un
 MAX_LINES = 10_000
 MAX_TEXT = 256
 BIN_DIGITS = 3
+CLASSES = frozenset({BATCH, OTHERS})
 OPERATOR_ACCOUNT = "fairlead-operator"
 GATEWAY_ACCOUNT = "fairlead-gateway"
 
@@ -101,10 +102,14 @@ def _unknown_fault(line: Unknown) -> str:
 
 
 def _holding_fault(line: Holding) -> str:
-    totals = (line.granted, line.returned, line.charged, line.unbacked, line.reserved)
-    if line.final and (line.reserved or line.want or line.need or line.first):
+    asked = line.want | line.need | line.first
+    if line.final and (line.reserved or asked):
         return "final, but something is reserved or asked for"
-    return _fault(line.klass, (line.account, *totals, line.want, line.need, line.first))
+    totals = line.granted | line.returned | line.charged | line.unbacked | line.reserved
+    if _in_range(line.account | totals | asked) and line.klass in CLASSES:
+        return ""
+    amounts = line.granted, line.returned, line.charged, line.unbacked, line.reserved, line.want, line.need, line.first
+    return _fault(line.klass, (line.account, *amounts))
 
 
 def _ask_fault(line: Ask) -> str:
@@ -113,15 +118,18 @@ def _ask_fault(line: Ask) -> str:
     return _fault(line.klass, (line.want, line.need, line.first))
 
 
+def _in_range(bits: int) -> bool:
+    """Whether all amounts, of which these are the bits, are in range: quicker than to look at each."""
+    return 0 <= bits < MAX_AMOUNT
+
+
 def _fault(klass: int, amounts: tuple[int, ...]) -> str:
-    if klass not in {BATCH, OTHERS}:
+    if klass not in CLASSES:
         return f"class {klass}; {BATCH} (Batch) and {OTHERS} (all others) exist"
     return _range_fault(amounts)
 
 
 def _range_fault(amounts: tuple[int, ...]) -> str:
-    if 0 <= reduce(or_, amounts) < MAX_AMOUNT:  # then so are all of them; and it is quicker than the exact test
-        return ""
     if min(amounts) < 0 or max(amounts) > MAX_AMOUNT:
         return f"amounts are {min(amounts)} to {max(amounts)}, 0 to {MAX_AMOUNT} are allowed"
     return ""
@@ -134,5 +142,8 @@ def _usage_fault(line: UsageLine) -> str:
     bins = line.bins
     if bins and not ("".join(bins).isdecimal() and all(bins) and max(map(len, bins)) <= BIN_DIGITS):
         return f"bins are named by numbers of at most {BIN_DIGITS} digits"
-    sums = line.requests, line.prompt, line.cached, line.output, line.nano_usd, line.saved, line.bucket, line.card
-    return _range_fault(sums) or (_range_fault(tuple(bins.values())) if bins else "")
+    sums = line.requests | line.prompt | line.cached | line.output | line.nano_usd | line.saved | line.bucket
+    if _in_range(reduce(or_, bins.values(), sums | line.card)):
+        return ""
+    amounts = line.requests, line.prompt, line.cached, line.output, line.nano_usd, line.saved, line.bucket, line.card
+    return _range_fault((*amounts, *bins.values()))

@@ -19,8 +19,6 @@ from fairlead_operator.ledger import postgres, sqlite
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.schema import dialect_of, migrate, open_engine
 
-PAGES: Final = 1_024
-"""Copied at a time: the ledger's commits go on between."""
 CHECK: Final = "PRAGMA integrity_check"
 RECOVERY: Final = "recovery_until"
 
@@ -40,7 +38,7 @@ def back_up(database: str, file: Path) -> str:
             closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True)) as source,
             closing(sqlite3.connect(part)) as target,
         ):
-            source.backup(target, pages=PAGES)
+            source.backup(target)  # in one step, beside the commits; between steps each commit would start it anew
             target.execute("PRAGMA journal_mode=DELETE")
             _check(target, part)
         _kept(part)

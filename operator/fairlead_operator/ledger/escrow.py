@@ -175,7 +175,8 @@ def whole(terms: Terms, klass: int) -> int:
 
 def ceiling(terms: Terms, klass: int) -> int:
     """What a class may hold of an account by the end of the window."""
-    return max(0, whole(terms, klass) - terms.idle)
+    left = (terms.limit if klass else whole(terms, klass)) - terms.idle
+    return max(left, 0)
 
 
 def cap(terms: Terms, account: Account, klass: int, now: int) -> int:
@@ -325,19 +326,34 @@ def tell(account: Account, row: Row, report: Row, *, final: bool = False) -> tup
 
 def merged(row: Row, told: Row) -> Row:
     """The larger of each total, and the gauge as told. Raises BooksError if that cannot be what happened."""
-    new = Row(
+    new = told if _not_older(told, row) else _larger(row, told)
+    out = new.out
+    if out < 0 or new.unbacked > new.charged:
+        raise BooksError(
+            f"granted {new.granted}, returned {new.returned}, charged {new.charged} of which {new.unbacked} unbacked: "
+            f"{out} would be left"
+        )
+    return new if new.reserved <= out else replace(new, reserved=out)
+
+
+def _not_older(told: Row, row: Row) -> bool:
+    """Nearly always so."""
+    return (
+        told.charged >= row.charged
+        and told.granted >= row.granted
+        and told.returned >= row.returned
+        and told.unbacked >= row.unbacked
+    )
+
+
+def _larger(row: Row, told: Row) -> Row:
+    return Row(
         granted=max(row.granted, told.granted),
         returned=max(row.returned, told.returned),
         charged=max(row.charged, told.charged),
         unbacked=max(row.unbacked, told.unbacked),
         reserved=told.reserved,
     )
-    if new.out < 0 or new.unbacked > new.charged:
-        raise BooksError(
-            f"granted {new.granted}, returned {new.returned}, charged {new.charged} of which {new.unbacked} unbacked: "
-            f"{new.out} would be left"
-        )
-    return new if new.reserved <= new.out else replace(new, reserved=new.out)
 
 
 def _returned(row: Row, amount: int) -> Row:

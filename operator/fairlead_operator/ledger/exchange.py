@@ -120,6 +120,7 @@ Alarm = Callable[[str, bool], None]
 
 Said = tuple[Verdict, int]
 """A verdict, and after how many ms to ask again."""
+UNASKED: Said = "None", 0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -351,7 +352,7 @@ class Exchange:
             most = escrow.cap(entry.terms, account, place[1], self._now)
             urgent = urgent or self._urgent(entry.window, account, row, most)
             keys = named[place]
-            answer = self._account(entry, place, decision, most)
+            answer = self._account(entry, place, decision, row, most)
             answers += [replace(answer, asked_key=key) for key in sorted(keys, key=str)] if keys else [answer]
         return SyncAnswer(
             epoch=self._facts.epoch,
@@ -364,9 +365,9 @@ class Exchange:
             unknown_budgets=unknown,
         )
 
-    def _account(self, entry: Entry, place: Place, decision: Decision, most: int) -> AccountAnswer:
+    def _account(self, entry: Entry, place: Place, decision: Decision, row: Row, most: int) -> AccountAnswer:
         klass, terms, account = place[1], entry.terms, decision.accounts[entry.id]
-        verdict = decision.verdicts.get(place)
+        verdict, retry_after_ms = decision.verdicts.get(place, UNASKED)
         return AccountAnswer(
             account=entry.id,
             klass=klass,
@@ -375,8 +376,8 @@ class Exchange:
             namespace=entry.namespace,
             key=entry.key,
             window=entry.window,
-            granted=decision.rows.get(place, NOTHING).granted,
-            verdict=verdict[0] if verdict else "None",
+            granted=row.granted,
+            verdict=verdict,
             recall=escrow.must_return(account, terms, klass, self._now),
             available=max(0, most - account.held),
             holders=account.holders,
@@ -385,7 +386,7 @@ class Exchange:
             action=escrow.standing(terms, account),
             active=escrow.active(terms, account.acted),
             pace_per_hour=escrow.pace_per_hour(terms, account),
-            retry_after_ms=verdict[1] if verdict else 0,
+            retry_after_ms=retry_after_ms,
         )
 
     def _urgent(self, window: Window, account: Account, row: Row, most: int) -> bool:

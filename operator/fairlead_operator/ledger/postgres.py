@@ -3,7 +3,9 @@
 import io
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import starmap
 from typing import IO, Any, Final
 
 import msgspec
@@ -54,12 +56,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One statement as psycopg takes it. ``listed``: it takes all rows of a write at once, as one JSON parameter."""
+    """One statement as psycopg takes it; ``row`` is the type of its rows, ``order`` names the values of a write.
+
+    ``sent``: as what each row of a write is encoded, if the statement takes all of them at once, as one JSON parameter
+    (not as JSONB, which would be parsed twice).
+    """
 
     text: str
+    order: tuple[str, ...]
     row: type[tuple[Any, ...]]
-    names: tuple[str, ...]
-    listed: bool
+    sent: type[msgspec.Struct] | None
 
     def read(self, connection: Connection, parameters: dict[str, Any]) -> list[Any]:
         """All rows."""
@@ -70,10 +76,14 @@ class Text:
         """How many rows were touched."""
         return int(raw(connection).execute(self.text, parameters).rowcount)
 
-    def write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
         """Run for all rows, or for each where it takes no list."""
-        for parameters in [{"rows": msgspec.json.encode(rows).decode()}] if self.listed else rows:
-            raw(connection).execute(self.text, parameters)
+        if self.sent is not None:
+            listed = msgspec.json.encode(list(starmap(self.sent, rows)))
+            raw(connection).execute(self.text, {"rows": listed.decode()})
+            return
+        for row in rows:
+            raw(connection).execute(self.text, dict(zip(self.order, row, strict=True)))
 
 
 def raw(connection: Connection) -> Any:
@@ -81,10 +91,12 @@ def raw(connection: Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def compiled(statement: ClauseElement, row: type[tuple[Any, ...]], _columns: Sequence[str] | None = None) -> Text:
-    """A statement as text."""
+def compiled(statement: ClauseElement, row: type[tuple[Any, ...]], listed: Sequence[str] | None = None) -> Text:
+    """A statement as text; ``listed``: the names of what it takes a list of."""
     done: Any = statement.compile(dialect=_DIALECT)
-    return Text(str(done), row, tuple(done.params), "json_to_recordset" in str(done))
+    if listed is None:
+        return Text(str(done), tuple(done.params), row, None)
+    return Text(str(done), tuple(listed), row, msgspec.defstruct("Sent", listed, gc=False))
 
 
 def ids(name: str, kind: type[TypeEngine[Any]]) -> Select[Any]:
@@ -112,23 +124,28 @@ def _sent(table: Table, names: dict[str, str]) -> Any:
     return listed.render_derived(name="sent", with_types=True)
 
 
-def adding(table: Table, columns: Sequence[str]) -> tuple[Any, None]:
-    """An insert of all rows of a write."""
+def adding(table: Table, columns: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """An insert of all rows of a write, and the order of their values."""
     sent = _sent(table, {name: name for name in columns})
-    return postgresql.insert(table).from_select(list(columns), select(*(sent.c[name] for name in columns))), None
+    return postgresql.insert(table).from_select(list(columns), select(*(sent.c[name] for name in columns))), columns
 
 
-def updating(table: Table, keys: dict[str, str], columns: Sequence[str]) -> tuple[Any, None]:
-    """An update by all rows of a write; ``keys`` names the parameters of the columns that it is found by."""
+def updating(table: Table, keys: dict[str, str], columns: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """An update by all rows of a write, and the order of their values.
+
+    ``keys`` names the parameters of the columns that a row is found by; they are the last.
+    """
     sent = _sent(table, {parameter: name for name, parameter in keys.items()} | {name: name for name in columns})
     found = (table.c[name] == sent.c[parameter] for name, parameter in keys.items())
-    return update(table).where(*found).values({name: sent.c[name] for name in columns}), None
+    changed = {name: sent.c[name] for name in columns}
+    return update(table).where(*found).values(changed), (*columns, *keys.values())
 
 
-def deleting(table: Table, keys: dict[str, str]) -> Any:
-    """A deletion by all rows of a write."""
+def deleting(table: Table, keys: dict[str, str]) -> tuple[Any, Sequence[str]]:
+    """A deletion by all rows of a write, and the order of their values."""
     sent = _sent(table, {parameter: name for name, parameter in keys.items()})
-    return delete(table).where(*(table.c[name] == sent.c[parameter] for name, parameter in keys.items()))
+    found = (table.c[name] == sent.c[parameter] for name, parameter in keys.items())
+    return delete(table).where(*found), tuple(keys.values())
 
 
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -138,6 +155,12 @@ _EXCLUSIVE = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))"
 def now(connection: Connection) -> int | None:
     """The database's clock in milliseconds: the one that all ledgers on it share."""
     return int(raw(connection).execute(_NOW).fetchone()[0])
+
+
+def unanswered(connection: Connection) -> AbstractContextManager[Any]:
+    """Statements follow each other without waiting for the answer to each."""
+    pipeline: AbstractContextManager[Any] = raw(connection).pipeline()
+    return pipeline
 
 
 def exclusive(connection: Connection, name: str) -> None:

@@ -10,6 +10,8 @@ from statistics import median
 MAX_OFF_MS = 60_000
 VOTERS = 15
 """So many sessions, those heard last, have a say."""
+HEARD_MS = 60_000
+"""A vote counts this long: routers speak every few seconds, and who has ended has no say."""
 QUORUM = 3
 TOLERANCE_MS = 2_000
 """Two ledgers on one database may differ by so much."""
@@ -24,7 +26,8 @@ class Skew:
     """The votes of one ledger process. Used by its event loop only."""
 
     def __init__(self) -> None:
-        self._votes: OrderedDict[str, int] = OrderedDict()
+        self._votes: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """By session, how far the clocks are apart (ms), and when it said so; who was heard last is the last."""
         self._needed = 0
         self._apart: float | None = None
 
@@ -36,10 +39,17 @@ class Skew:
             self._votes.clear()
         self._apart = apart
         if sent_at:
-            self._votes[session] = now - sent_at
+            self._votes[session] = now - sent_at, monotonic
             self._votes.move_to_end(session)
-            if len(self._votes) > VOTERS:
-                self._votes.popitem(last=False)
+        while self._votes and self._is_over(monotonic):
+            self._votes.popitem(last=False)
+        if self._needed and self.vouched():
+            self._needed = 0
+
+    def _is_over(self, monotonic: float) -> bool:
+        """Whether the oldest vote counts no more."""
+        _, heard = next(iter(self._votes.values()))
+        return len(self._votes) > VOTERS or (monotonic - heard) * 1000 > HEARD_MS
 
     def vouched(self) -> bool | None:
         """Whether the routers' clocks agree with the ledger's; None while too few of them have spoken."""
@@ -47,4 +57,4 @@ class Skew:
             return False if self._needed else None
         if len(self._votes) < QUORUM and not self._needed:
             return None
-        return abs(median(self._votes.values())) <= MAX_OFF_MS
+        return abs(median(off for off, _ in self._votes.values())) <= MAX_OFF_MS

@@ -3,8 +3,8 @@
 import fcntl
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -58,12 +58,9 @@ class Text:
         """How many rows were touched."""
         return int(raw(connection).execute(self.text, [parameters[name] for name in self.order]).rowcount)
 
-    def write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
         """Run for each row."""
-        if len(self.order) > 1:
-            raw(connection).executemany(self.text, map(itemgetter(*self.order), rows))
-        else:
-            raw(connection).executemany(self.text, ([row[name] for name in self.order] for row in rows))
+        raw(connection).executemany(self.text, rows)
 
 
 def raw(connection: Connection) -> Any:
@@ -95,18 +92,21 @@ def larger(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[
 
 
 def adding(table: Table, columns: Sequence[str]) -> tuple[Any, Sequence[str]]:
-    """An insert of each row of a write."""
+    """An insert of each row of a write, and its columns."""
     return sqlite.insert(table), columns
 
 
 def updating(table: Table, keys: dict[str, str], columns: Sequence[str]) -> tuple[Any, Sequence[str]]:
-    """An update by each row of a write; ``keys`` names the parameters of the columns that it is found by."""
+    """An update by each row of a write, and the columns that it changes.
+
+    ``keys`` names the parameters of the columns that a row is found by; they are the last.
+    """
     return update(table).where(*_found(table, keys)), columns
 
 
-def deleting(table: Table, keys: dict[str, str]) -> Any:
+def deleting(table: Table, keys: dict[str, str]) -> tuple[Any, None]:
     """A deletion by each row of a write."""
-    return delete(table).where(*_found(table, keys))
+    return delete(table).where(*_found(table, keys)), None
 
 
 def _found(table: Table, keys: dict[str, str]) -> Iterable[ColumnElement[bool]]:
@@ -117,6 +117,11 @@ def _found(table: Table, keys: dict[str, str]) -> Iterable[ColumnElement[bool]]:
 def now(_connection: Connection) -> int | None:
     """None: the one ledger's clock is the database's."""
     return None
+
+
+def unanswered(_connection: Connection) -> AbstractContextManager[Any]:
+    """Nothing: there is no way to wait for."""
+    return nullcontext()
 
 
 def exclusive(_connection: Connection, _name: str) -> None:

@@ -6,6 +6,7 @@ queries in ``reports``. What differs between databases is in ``sqlite`` and ``po
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -62,8 +63,14 @@ def read(connection: Connection, statement: Statement, **parameters: Any) -> lis
 
 def write(connection: Connection, statement: Statement, rows: Iterable[dict[str, Any]]) -> None:
     """Run a statement for all rows, which have at least its parameters; nothing for no rows."""
-    if parameters := list(rows):
-        statement[connection.dialect.name].write(connection, parameters)
+    order = statement[connection.dialect.name].order
+    write_many(connection, statement, ([row[name] for name in order] for row in rows))
+
+
+def write_many(connection: Connection, statement: Statement, rows: Iterable[Sequence[Any]]) -> None:
+    """As ``write``, for what comes by the hundred: the values of a row as they are listed where it is made."""
+    if values := list(rows):
+        statement[connection.dialect.name].write(connection, values)
 
 
 def run(connection: Connection, statement: Statement, **parameters: Any) -> int:
@@ -85,6 +92,12 @@ def database_now(connection: Connection) -> int | None:
 def exclusive(connection: Connection, name: str) -> None:
     """Keep other ledgers out of what has this name until the transaction ends."""
     DIALECTS[connection.dialect.name].exclusive(connection, name)
+
+
+def unanswered(connection: Connection) -> AbstractContextManager[Any]:
+    """While in it, the answers to writes are not waited for; errors come by its end at the latest."""
+    waiting: AbstractContextManager[Any] = DIALECTS[connection.dialect.name].unanswered(connection)
+    return waiting
 
 
 # --- how statements are made
@@ -128,10 +141,19 @@ def _put(
 
 
 def _change(table: Table, keys: dict[str, str], columns: Sequence[str]) -> Statement:
+    """Change columns of the rows that ``keys`` (by column, its parameter) find; the keys come last in a row."""
     made = {}
     for name, d in DIALECTS.items():
         statement, changed = d.updating(table, keys, columns)
         made[name] = d.compiled(statement, _NO_ROW, changed)
+    return made
+
+
+def _remove(table: Table, keys: dict[str, str]) -> Statement:
+    made = {}
+    for name, d in DIALECTS.items():
+        statement, order = d.deleting(table, keys)
+        made[name] = d.compiled(statement, _NO_ROW, order)
     return made
 
 
@@ -216,30 +238,39 @@ ACCOUNTS = _sql(
     lambda d: (
         select(
             account.c.id,
+            account.c.window_id,
             account.c.namespace,
             account.c.key,
             *(account.c[name] for name in BOOKS),
-            budget_window.c.id.label("window_id"),
+        )
+        .where(account.c.id.in_(d.ids("ids", BigInteger)))
+        .order_by(account.c.id)
+        .with_for_update(key_share=True)
+    )
+)
+"""In the order of their ids, which all ledgers lock them in: none waits for another in a circle."""
+SCOPES = _sql(
+    lambda d: (
+        select(
+            budget_window.c.id,
             budget_window.c.start_ms,
             budget_window.c.end_ms,
             budget_window.c.series_id,
             budget.c.series_id.label("live_series"),
             budget.c.deleted,
             budget.c.spec,
-            budget.c.namespace.label("budget_namespace"),
-            budget.c.name.label("budget_name"),
+            budget.c.namespace,
+            budget.c.name,
         )
         .select_from(
-            account.join(budget_window, budget_window.c.id == account.c.window_id)
-            .join(series, series.c.id == budget_window.c.series_id)
-            .join(budget, (budget.c.namespace == series.c.namespace) & (budget.c.name == series.c.name))
+            budget_window.join(series, series.c.id == budget_window.c.series_id).join(
+                budget, (budget.c.namespace == series.c.namespace) & (budget.c.name == series.c.name)
+            )
         )
-        .where(account.c.id.in_(d.ids("ids", BigInteger)))
-        .order_by(account.c.id)
-        .with_for_update(key_share=True, of=account)
+        .where(budget_window.c.id.in_(d.ids("ids", BigInteger)))
     )
 )
-"""In the order of their ids, which all ledgers lock them in: none waits for another in a circle."""
+"""Windows and their budgets: the same few of all accounts, and so not read with each of them."""
 PUT_ACCOUNT = _change(account, {"id": "account"}, BOOKS)
 
 # --- sessions and holdings
@@ -290,10 +321,7 @@ def _holdings_of(d: ModuleType) -> ClauseElement:
 HOLDINGS_OF = _sql(_holdings_of)
 ALL_HOLDINGS = _sql(lambda _d: select(*_totals).where(holding.c.session_id == bindparam("session")))
 PUT_HOLDING = _put(holding, ["session_id", "account_id", "class", *TOTALS], TOTALS)
-DELETE_HOLDING = {
-    name: d.compiled(d.deleting(holding, {"session_id": "session", "account_id": "account", "class": "class"}), _NO_ROW)
-    for name, d in DIALECTS.items()
-}
+DELETE_HOLDING = _remove(holding, {"session_id": "session", "account_id": "account", "class": "class"})
 RELABEL = _sql(
     lambda _d: (
         update(account)

@@ -14,13 +14,11 @@ from sqlalchemy import Connection
 
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger import usage
-from fairlead_operator.ledger.access import Caller
+from fairlead_operator.ledger.access import CLASSES, Caller
 from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Refusal, Row, Session
 from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Facts, Resolved
 from fairlead_operator.ledger.transaction import SqlBooks, log_loss, session_row
 from fairlead_router.contract import Ask, SyncAnswer, SyncRequest, UsageLine
-
-CLASSES = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +88,14 @@ class SharedBooks:
     def store(self) -> None:
         """Store what changed since it was loaded."""
         sessions = (session for name in sorted(self._spoke) if (session := self._sessions[name]))
-        sql.write(self._connection, sql.PUT_SESSION, map(session_row, sessions))
-        self._base.put_accounts({id_: self._entries[id_].account for id_ in sorted(self._changed)})
-        for name, held in self._held.items():
-            self._base.put_rows(name, {place: held.rows[place] for place in sorted(held.changed)})
-            held.changed.clear()
-        usage.add(self._connection, self._lines, self._now)
+        held = sorted(self._held.items())
+        with sql.unanswered(self._connection):
+            self._base.put_accounts({id_: self._entries[id_].account for id_ in sorted(self._changed)})
+            self._base.put_rows_of((name, place, of.rows[place]) for name, of in held for place in sorted(of.changed))
+            sql.write(self._connection, sql.PUT_SESSION, map(session_row, sessions))
+            usage.add(self._connection, self._lines, self._now)
+        for _, of in held:
+            of.changed.clear()
         self._spoke.clear()
         self._changed.clear()
         self._lines.clear()

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import Connection
 
 from fairlead_operator.ledger import escrow, skew, usage
@@ -17,7 +18,7 @@ from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Fa
 from fairlead_operator.ledger.idle import KEY as IDLE
 from fairlead_operator.ledger.idle import Idle, idle_of
 from fairlead_operator.ledger.places import Resolver, decode_budget
-from fairlead_router.contract import Ask, SyncAnswer, SyncRequest, UsageLine, Window
+from fairlead_router.contract import Ask, LedgerBudget, SyncAnswer, SyncRequest, UsageLine, Window
 
 RECOVERY = "recovery_until"
 HIGH_WATER = "clock_high_water"
@@ -97,29 +98,33 @@ class SqlBooks:
 
     def entries(self, accounts: Iterable[int], facts: Facts) -> dict[int, Entry]:
         """See Books."""
-        terms: dict[tuple[int, str], Terms] = {}
         found = sql.read(self._connection, sql.ACCOUNTS, ids=sql.as_list(accounts))
-        return {row[0]: _entry(row, terms, facts, self._now) for row in found}
+        if not found:
+            return {}
+        windows = sql.as_list({row.window_id for row in found})
+        scopes = {row.id: _scope(row) for row in sql.read(self._connection, sql.SCOPES, ids=windows)}
+        terms: dict[tuple[int, str], Terms] = {}
+        return {row[0]: _entry(row, scopes[row[1]], terms, facts, self._now) for row in found if row[1] in scopes}
 
     def put_accounts(self, accounts: dict[int, Account]) -> None:
         """See Books."""
-        rows = ({"account": id_, **msgspec.structs.asdict(account)} for id_, account in accounts.items())
-        sql.write(self._connection, sql.PUT_ACCOUNT, rows)
+        rows = [(*astuple(account), id_) for id_, account in accounts.items()]
+        sql.write_many(self._connection, sql.PUT_ACCOUNT, rows)
 
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """See Books."""
-        kept = (
-            {"session_id": session, "account_id": account, "class": klass, **msgspec.structs.asdict(row)}
-            for (account, klass), row in rows.items()
-            if row != NOTHING
-        )
-        sql.write(self._connection, sql.PUT_HOLDING, kept)
-        gone = (
-            {"session": session, "account": account, "class": klass}
-            for (account, klass), row in rows.items()
-            if row == NOTHING
-        )
-        sql.write(self._connection, sql.DELETE_HOLDING, gone)
+        self.put_rows_of((session, place, row) for place, row in rows.items())
+
+    def put_rows_of(self, rows: Iterable[tuple[str, Place, Row]]) -> None:
+        """Store holdings of many sessions; those of nothing are removed."""
+        kept, gone = [], []
+        for session, place, row in rows:
+            if row == NOTHING:
+                gone.append((session, *place))
+            else:
+                kept.append((session, *place, *astuple(row)))
+        sql.write_many(self._connection, sql.PUT_HOLDING, kept)
+        sql.write_many(self._connection, sql.DELETE_HOLDING, gone)
 
     def relabel(self, session: str, sign: int) -> None:
         """See Books."""
@@ -146,26 +151,37 @@ def session_row(session: Session) -> dict[str, Any]:
     return msgspec.structs.asdict(session) | {"taken": int(session.taken)}
 
 
-def _entry(row: Any, terms: dict[tuple[int, str], Terms], facts: Facts, now: int) -> Entry:
+class _Scope(msgspec.Struct, frozen=True):
+    """What the accounts of a window have in common."""
+
+    window: Window
+    series: int
+    live: bool
+    name: str
+    budget: LedgerBudget
+
+
+def _scope(row: Any) -> _Scope:
+    live = not row.deleted and row.series_id == row.live_series
+    window = Window(id=row.id, start=row.start_ms, end=row.end_ms)
+    return _Scope(window, row.series_id, live, f"{row.namespace}/{row.name}" if live else "", decode_budget(row.spec))
+
+
+def _entry(row: Any, scope: _Scope, terms: dict[tuple[int, str], Terms], facts: Facts, now: int) -> Entry:
     # In the order of sql.ACCOUNTS: taking columns by name would cost as much as all else here together.
-    id_, namespace, key, *books, window, start, end, series, live_series, deleted, spec, home, name = row
-    budget = decode_budget(spec)
-    live = not deleted and series == live_series
+    id_, window, namespace, key, *books = row
     group = window, namespace
     if group not in terms:
-        idle = idle_of(facts.idle, budget, namespace, window) if budget.idle_namespaces else 0
-        terms[group] = escrow.terms_of(budget, now, live=live, start=start, end=end, idle=idle)
+        terms[group] = _terms(scope, namespace, facts, now)
     return Entry(
-        id_,
-        namespace,
-        key,
-        series,
-        Window(id=window, start=start, end=end),
-        f"{home}/{name}" if live else "",
-        budget,
-        terms[group],
-        Account(*books),
+        id_, namespace, key, scope.series, scope.window, scope.name, scope.budget, terms[group], Account(*books)
     )
+
+
+def _terms(scope: _Scope, namespace: str, facts: Facts, now: int) -> Terms:
+    budget, window = scope.budget, scope.window
+    idle = idle_of(facts.idle, budget, namespace, window.id) if budget.idle_namespaces else 0
+    return escrow.terms_of(budget, now, live=scope.live, start=window.start, end=window.end, idle=idle)
 
 
 def facts(connection: Connection) -> Facts:

@@ -31,34 +31,17 @@ def add(connection: Connection, lines: Iterable[UsageLine], now: int) -> None:
     if not placed:
         return
     ids = _ids(connection, list(dict.fromkeys(dimension for dimension, _, _ in placed)))
-    sums: dict[tuple[int, int], list[int]] = {}
-    bins = Counter[tuple[int, int, int]]()
+    sums: dict[tuple[int, int], Iterable[int]] = {}
+    bins: dict[tuple[int, int, int], int] = {}
     for dimension, bucket, line in placed:
         place = bucket, ids[dimension]
         told = _SUMS(line)
-        sums[place] = list(map(add_up, sums[place], told)) if place in sums else list(told)
+        sums[place] = tuple(map(add_up, sums[place], told)) if place in sums else told
         for index, count in line.bins.items():
-            bins[(*place, int(index))] += count
-    sql.write(connection, sql.ADD_USAGE, (_row(bucket, dim, *told) for (bucket, dim), told in sorted(sums.items())))
-    counts = (
-        {"bucket": bucket, "dim_id": dim, "bin": index, "n": n} for (bucket, dim, index), n in sorted(bins.items())
-    )
-    sql.write(connection, sql.ADD_BIN, counts)
-
-
-def _row(  # noqa: PLR0917 - spelled out: a message has a hundred, and zip with names takes three times as long
-    bucket: int, dim: int, requests: int, prompt: int, cached: int, output: int, nano_usd: int, saved: int
-) -> dict[str, int]:
-    return {
-        "bucket": bucket,
-        "dim_id": dim,
-        "requests": requests,
-        "prompt": prompt,
-        "cached": cached,
-        "output": output,
-        "nano_usd": nano_usd,
-        "saved": saved,
-    }
+            bin_ = *place, int(index)
+            bins[bin_] = bins.get(bin_, 0) + count
+    sql.write_many(connection, sql.ADD_USAGE, [(*place, *told) for place, told in sorted(sums.items())])
+    sql.write_many(connection, sql.ADD_BIN, [(*bin_, count) for bin_, count in sorted(bins.items())])
 
 
 def _bucket(line: UsageLine, now: int) -> int:

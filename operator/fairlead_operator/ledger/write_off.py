@@ -14,16 +14,17 @@ from fairlead_router.contract import WriteOff
 DEAD = frozenset({"Lost", "Closed"})
 
 
-def write_off(connection: Connection, message: WriteOff, who: str, now: int) -> int | Refusal:
+def write_off(connection: Connection, message: WriteOff, who: str, now: int, ttl_ms: int) -> int | Refusal:
     """The amount written off, in the budget's unit. A session may be named by its id or by its pod.
 
-    Only dead sessions: one that is Lost is closed by it, so that it cannot come back with what it had.
+    Only dead sessions: one that is Lost, or whose successor fell silent as well, is closed by it, so that it cannot
+    come back with what it had.
     """
     held = _holdings(connection, message)
     if not held:
         where = f"window {message.window} of {message.namespace}/{message.name}"
         return Refusal(404, reason=f"session or pod {message.session} holds nothing of {where}")
-    alive = sorted(one.id for one in held if one.state not in DEAD)
+    alive = sorted(one.id for one in held if one.state not in DEAD and not _abandoned(one, now - ttl_ms))
     if alive:
         return Refusal(409, reason=f"session {alive[0]} is not dead; wait until it is Lost, nothing was written off")
     amount = sum(row.out for rows in held.values() for row in rows.values())
@@ -40,6 +41,11 @@ def write_off(connection: Connection, message: WriteOff, who: str, now: int) -> 
     )
     sql.write(connection, sql.ADD_AUDIT, [{"at_ms": now, "who": who, "what": "WrittenOff", "detail": detail}])
     return amount
+
+
+def _abandoned(session: Session, silent_since: int) -> bool:
+    """Whether a journal that was being told is not told any more."""
+    return session.state == "Replaying" and session.seen_ms < silent_since
 
 
 def _ids(held: dict[Session, dict[Place, Row]]) -> set[int]:

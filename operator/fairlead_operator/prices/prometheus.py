@@ -122,6 +122,8 @@ def _results(source: OpenCostSource, queries: Sequence[str], timeout_s: float) -
                 url=source.url, headers=_headers(source), session=session, retry=Retry(0), timeout=timeout_s
             )
             return [client.custom_query(query, params={"timeout": QUERY_TIMEOUT}) for query in queries]
+    except requests.exceptions.InvalidHeader:  # its text holds the value, which is a secret
+        raise PrometheusError(f"a file in {source.headers_dir} is no header: no name, or more than a line") from None
     except (requests.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise PrometheusError(f"what it answers is no result of a query: {_short(error)}") from None
     except (requests.RequestException, PrometheusApiClientException, OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Start one router on PORT in front of two engines: fairlead.sh PORT ENGINE1 ENGINE2 (URLs). The whole way of a request
-# runs: identity (the API key sk-bench), policy, two routes, two USD budgets on a local lease, metering. The access log
-# is off. The hot modules are compiled, as in the image; fairlead.sh compile does no more than that.
+# runs: identity (the API key sk-bench), policy, two routes, two USD budgets on a local lease, the journal, metering. The
+# access log is off. The hot modules are compiled, as in the image; fairlead.sh compile does no more than that.
 # $FAIRLEAD_ROUTER: another program than the repository's; $FAIRLEAD_BENCH_CONFIG: another configuration.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,5 +28,6 @@ cat > "$work/endpoints.json" <<CONF
   {"pool": "bench/mock-model", "endpoints": $(engines short "$2" "$3")},
   {"pool": "bench/mock-model-long", "endpoints": $(engines long "$2" "$3")}]}
 CONF
+export FAIRLEAD_STATE_DIR=$work/state
 exec "${router[@]}" --listen 127.0.0.1 --port "$port" --admin-port $((port + 1)) --endpoints "$work/endpoints.json" \
     --config "${FAIRLEAD_BENCH_CONFIG:-$here/config.json}" --local-lease "$here/lease.json"
