@@ -487,6 +487,37 @@ async def test_metrics_count_what_was_asked_for_in_vain_and_what_was_lost(ledger
     assert "fairlead_ledger_recoveries_total 1.0" in text
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        SyncRequest(session="a", seq=1, sent_at=-(10**17)),
+        SyncRequest(session="a\0", seq=1),
+        SyncRequest(session="a", seq=1, asks=(ask(10, key="\x1b[2J"),)),
+        SyncRequest(session="a", seq=1, usage=(line(feature="\0"),)),
+    ],
+    ids=["a time before all calendars", "a session", "a key", "a feature"],
+)
+async def test_what_no_database_or_terminal_takes_is_refused(ledger: Ledger, message: SyncRequest) -> None:
+    await ledger.put_budgets(budget())
+    assert (await ledger.send("POST", "/v1/sync", GATEWAY, message)).status_code == 422
+
+
+async def test_a_message_that_is_told_again_opens_no_window_of_long_ago(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    retold = SyncRequest(session="a", seq=1, rewind=True, sent_at=1, asks=(ask(10),))
+    assert (await ledger.send("POST", "/v1/sync", GATEWAY, retold)).status_code == 200
+    found = ledger.service.store.read(
+        lambda c: c.exec_driver_sql("SELECT min(start_ms) FROM budget_window").scalar_one()
+    )
+    assert found is None or found > NOW - 8 * 24 * HOUR
+
+
+async def test_a_time_after_all_calendars_is_refused(ledger: Ledger) -> None:
+    await ledger.put_budgets(budget())
+    found = await ledger.send("GET", "/v1/spend", name="monthly", namespace="team-a", at="9999999999999999")
+    assert found.status_code == 422
+
+
 async def test_a_team_s_pods_have_no_say_about_the_clock(ledger: Ledger) -> None:
     await ledger.put_budgets(budget())
     for number in range(20):

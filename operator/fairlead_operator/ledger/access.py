@@ -79,8 +79,14 @@ def _foreign(caller: Caller, message: SyncRequest) -> Refusal | None:
     return None
 
 
+PRINTABLE = "names have printable characters only"
+"""PostgreSQL cannot store all others, and they would reach people's terminals."""
+
+
 def _malformed(message: SyncRequest) -> Refusal | None:
-    faults = [] if 0 < len(message.session) <= MAX_TEXT else ["session: 1 to 256 characters are needed"]
+    well_named = 0 < len(message.session) <= MAX_TEXT and message.session.isprintable()
+    faults = [] if well_named else [f"session: 1 to {MAX_TEXT} printable characters are needed"]
+    faults += [] if _in_range(message.sent_at) else [f"sentAt: {message.sent_at} is no time in ms since the epoch"]
     faults += [] if 0 < message.seq <= MAX_AMOUNT else [f"seq: messages are numbered from 1, not {message.seq}"]
     faults += [f"holdings[{i}]: {fault}" for i, line in enumerate(message.holdings) if (fault := _holding_fault(line))]
     faults += [
@@ -115,6 +121,8 @@ def _holding_fault(line: Holding) -> str:
 def _ask_fault(line: Ask) -> str:
     if max(len(line.budget), len(line.namespace)) > 2 * MAX_TEXT:
         return f"budget and namespace have at most {2 * MAX_TEXT} characters"
+    if not f"{line.budget}{line.namespace}{line.key}".isprintable():
+        return PRINTABLE
     return _fault(line.klass, (line.want, line.need, line.first))
 
 
@@ -137,8 +145,11 @@ def _range_fault(amounts: tuple[int, ...]) -> str:
 
 def _usage_fault(line: UsageLine) -> str:
     names = line.namespace, line.caller, line.feature, line.model, line.pool, line.variant, line.route, line.cache
-    if len("".join(names)) > 2 * MAX_TEXT and max(map(len, names)) > 2 * MAX_TEXT:
+    joined = "".join(names)
+    if len(joined) > 2 * MAX_TEXT and max(map(len, names)) > 2 * MAX_TEXT:
         return f"names have at most {2 * MAX_TEXT} characters"
+    if not joined.isprintable():
+        return PRINTABLE
     bins = line.bins
     if bins and not ("".join(bins).isdecimal() and all(bins) and max(map(len, bins)) <= BIN_DIGITS):
         return f"bins are named by numbers of at most {BIN_DIGITS} digits"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -188,7 +189,8 @@ class Service:
         outcome: SyncAnswer | Refusal | None = access.objection(caller, message)
         if outcome is None:
             now = self.clock.now_ms() + self._ahead
-            if caller.trusted:  # anybody else could outvote the platform's routers with sessions that it makes up
+            # Anybody else could outvote the platform's routers by made-up sessions, and old messages tell old times.
+            if caller.trusted and not (message.replay or message.rewind):
                 self._skew.hear(message.session, message.sent_at, now, self.clock.monotonic())
             vouched = self._skew.vouched()
             outcome = await self._noted(self.store.apply(self._sync, Said(caller, message, vouched)))
@@ -350,9 +352,16 @@ async def decoded(request: Request, kind: type[T]) -> T:
         raise RefusedError(422, f"the body is not understood: {error}; nothing was applied") from error
 
 
+_DIGITS = re.compile("[0-9]{1,14}")
+LATEST_MS = 32_503_680_000_000
+"""The year 3000: calendars end later, but not much."""
+
+
 def _number(query: Mapping[str, str], name: str, default: int) -> int:
     text = query.get(name, "")
-    if text and not (text.isdecimal() and len(text) <= len(str(DAY_MS)) * 2):
+    if text and not (
+        text.isascii() and text.isdecimal() and len(text) < len(str(LATEST_MS)) + 1 and int(text) < LATEST_MS
+    ):
         raise RefusedError(422, f"{name}={text} is not a time in milliseconds since the epoch")
     return int(text) if text else default
 

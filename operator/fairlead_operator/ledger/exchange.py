@@ -150,7 +150,8 @@ class Exchange:
         self._facts = books.facts()
         self._holdings = message.holdings
         self._retold = message.rewind or message.replay
-        self._at = min(now, message.sent_at) if self._retold and message.sent_at else now
+        told_at = min(now, max(now - ARCHIVE_MS, message.sent_at))
+        self._at = told_at if self._retold and message.sent_at else now
 
     def run(self) -> SyncAnswer | Refusal:
         """Apply the message once, or say why not."""
