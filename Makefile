@@ -89,7 +89,7 @@ bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="
 	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
 
 chaos-budget: .venv/.done ## budgets under kills, lost volumes, a bad network, wrong clocks (OPTIONS="--seed 2", "--help")
-	$(VENV)/python -m tests.chaos.run $(OPTIONS)
+	compiled=$$($(VENV)/python -m hack.compile) && PYTHONPATH=$$compiled $(VENV)/python -m tests.chaos.run $(OPTIONS)
 
 EXAMPLES ?= 5000
 test-machines: .venv/.done ## EXAMPLES random histories of the budget protocol, on every ledger

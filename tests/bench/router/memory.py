@@ -32,12 +32,15 @@ def config(text: str, callers: int) -> str:
 
 
 def measure(stage: Stage, requests: int) -> Iterator[Sample]:
-    """Idle, and after so many requests of all callers with all prefixes. ``growth_mb`` is the difference."""
+    """Idle, and after so many requests of all callers with all prefixes.
+
+    ``growth_mb`` is the difference, less ``mapped_growth_mb``: pages of the journal's file.
+    """
     own = stage.work / "config.json"
     own.write_text(config((install.HERE / "config.json").read_text(), CALLERS))
     with stage.running(OURS, {"FAIRLEAD_BENCH_CONFIG": str(own)}) as target:
         time.sleep(_SETTLE_S)
-        idle = _rss(target.pid)
+        idle, mapped = _rss(target.pid), _shared(target.pid)
         begun = stage.requests()
         errors, course = 0.0, [idle]
         with stage.metered(target, "memory") as meter:
@@ -52,9 +55,10 @@ def measure(stage: Stage, requests: int) -> Iterator[Sample]:
                     raise BenchError(f"{target.name} answers no caller with a key of its own; see {own}")
             used = meter.read()
         time.sleep(_SETTLE_S)
-        after = _rss(target.pid)
+        after, mapped = _rss(target.pid), round(_shared(target.pid) - mapped, 1)
     figures = {
-        "idle_mb": idle, "after_mb": after, "most_mb": max(course), "growth_mb": round(after - idle, 1),
+        "idle_mb": idle, "after_mb": after, "most_mb": max(course), "growth_mb": round(after - idle - mapped, 1),
+        "mapped_growth_mb": mapped,
         "first_leg_growth_mb": round(course[1] - idle, 1), "requests": float(done), "callers": float(CALLERS),
         "prefixes": float(PREFIXES), "errors": errors,
     }  # fmt: skip
@@ -63,3 +67,7 @@ def measure(stage: Stage, requests: int) -> Iterator[Sample]:
 
 def _rss(pid: int) -> float:
     return round(procfs.rss_mb(procfs.tree(pid)), 1)
+
+
+def _shared(pid: int) -> float:
+    return round(procfs.shared_mb(procfs.tree(pid)), 1)

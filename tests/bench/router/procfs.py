@@ -67,9 +67,14 @@ def rss_mb(pids: list[int]) -> float:
     return sum(_pages(pid) for pid in pids) * PAGE / MIB
 
 
-def _pages(pid: int) -> int:
+def shared_mb(pids: list[int]) -> float:
+    """What of that is pages of files, such as a journal that is mapped: the kernel takes them back when it likes."""
+    return sum(_pages(pid, 2) for pid in pids) * PAGE / MIB
+
+
+def _pages(pid: int, field: int = 1) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[field])
     except OSError:
         return 0
 
