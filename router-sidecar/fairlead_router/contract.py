@@ -343,6 +343,11 @@ class SyncRequest(Wire, frozen=True, kw_only=True):
     usage: tuple[UsageLine, ...] = ()
     close: Close | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is about no other accounts than its holdings name."""
+        return not (self.asks or self.close or self.replay or self.rewind)
+
 
 class Window(Wire, frozen=True, kw_only=True):
     """A calendar window of a budget: [start, end)."""

@@ -196,7 +196,7 @@ async def test_a_body_that_is_not_understood_is_refused(ledger: Ledger) -> None:
 async def test_an_overloaded_writer_answers_503_and_when_to_come_back(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_job: Any) -> Any:
+    def full(*_job: Any, **_how: Any) -> Any:
         raise OverloadError("1000 messages wait to be written; nothing was applied")
 
     monkeypatch.setattr(ledger.service.store, "apply", full)

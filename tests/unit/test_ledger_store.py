@@ -24,7 +24,7 @@ from fairlead_operator.ledger.escrow import Account, Row
 from fairlead_operator.ledger.main import read_settings
 from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
 from fairlead_operator.ledger.sqlite import GROUP
-from fairlead_operator.ledger.store import Job, OverloadError, Store, each, run_group
+from fairlead_operator.ledger.store import Job, OverloadError, Store, each, run_group, transactions
 from fairlead_operator.ledger.upkeep import RETENTION_MS, upkeep
 from fairlead_operator.tokens import ClusterKeys, FileKeys
 from fairlead_router.contract import Ask, Holding, PutBudgets, SpendAnswer, SyncAnswer, SyncRequest
@@ -143,7 +143,7 @@ async def test_items_of_one_handler_are_given_to_it_together_in_their_order(path
         return [2 * item for item in items]
 
     first = store.submit(lambda _connection: gate.wait(10))
-    waiting = asyncio.gather(*(store.apply(doubled, number) for number in range(10)))
+    waiting = asyncio.gather(*(store.apply(doubled, number, alone=False) for number in range(10)))
     await asyncio.sleep(0)
     gate.set()
     assert await waiting == [2 * number for number in range(10)]
@@ -160,7 +160,7 @@ async def test_an_item_that_breaks_fails_alone_and_one_whose_caller_went_away_is
         return [put("" if item == "bad" and 1 / 0 else item)(connection) for item in items]
 
     store.submit(lambda _connection: gate.wait(10))
-    waiting = [asyncio.ensure_future(store.apply(stored, item)) for item in ("a", "bad", "gone", "b")]
+    waiting = [asyncio.ensure_future(store.apply(stored, item, alone=False)) for item in ("a", "bad", "gone", "b")]
     await asyncio.sleep(0)
     waiting[2].cancel()
     gate.set()
@@ -244,7 +244,8 @@ class Process:
     def _url(self, log: Path) -> str:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"listens on (\S+),", log.read_text()):
+            found = re.search(r"listens on (\S+),", log.read_text())
+            if found and httpx.get(found[1] + "/readyz", timeout=10).status_code == 200:
                 return found[1]
             time.sleep(0.02)
         raise AssertionError(log.read_text())
@@ -287,7 +288,7 @@ def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(tmp_pa
         for name, (seq, charged) in acknowledged.items():
             who = token(pod=name)
             answer = send(again.url, "POST", "/v1/sync", SyncRequest(session=name, seq=seq), who)
-            assert answer.status_code == 200
+            assert answer.status_code == 200, answer.text
             assert msgspec.json.decode(answer.content, type=SyncAnswer).seq >= seq
             told += charged
         found = send(again.url, "GET", "/v1/spend?namespace=team-a&name=monthly", None, operator)
@@ -316,3 +317,8 @@ def talk(url: str, name: str, acknowledged: dict[str, tuple[int, int]], done: th
             granted, account = first.granted, first.account
             charged += charge
             acknowledged[name] = (seq, charged)
+
+
+def test_what_locks_step_by_step_has_a_transaction_of_its_own_where_others_write_too() -> None:
+    group = [Job(each, name, Future[Any](), alone=name.isupper()) for name in "abCDeF"]
+    assert [[job.item for job in part] for part in transactions(group)] == [["a", "b"], ["C"], ["D"], ["e"], ["F"]]

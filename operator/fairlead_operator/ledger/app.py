@@ -193,7 +193,9 @@ class Service:
             if caller.trusted and not (message.replay or message.rewind):
                 self._skew.hear(message.session, message.sent_at, now, self.clock.monotonic())
             vouched = self._skew.vouched()
-            outcome = await self._noted(self.store.apply(self._sync, Said(caller, message, vouched)))
+            outcome = await self._noted(
+                self.store.apply(self._sync, Said(caller, message, vouched), alone=not message.plain)
+            )
         self.metrics.answered(outcome)
         return answered(outcome)
 

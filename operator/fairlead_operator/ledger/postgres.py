@@ -39,6 +39,8 @@ from sqlalchemy.types import TypeEngine
 
 WRITERS: Final = 1
 """Of each ledger: more of them would wait for the same rows, and make smaller groups."""
+SHARED: Final = True
+"""Several ledgers may write."""
 GROUP: Final = 16
 """Messages in one commit: rows that many want are locked once for all of them, and not for long."""
 RETRIED: Final = ("40001", "40P01", "23505")

@@ -29,6 +29,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeEngine
 
 WRITERS: Final = 1
+SHARED: Final = False
+"""One process has the file."""
 GROUP: Final = 64
 """Messages in one commit: the disk is waited for once for all of them."""
 RETRIED: Final[tuple[str, ...]] = ()

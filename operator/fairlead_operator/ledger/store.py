@@ -44,11 +44,15 @@ class UnwritableError(OverloadError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What waits to be written. Jobs of one handler that follow each other are given to it together."""
+    """What waits to be written. Jobs of one handler that follow each other are given to it together.
+
+    ``alone``: it locks rows step by step. In one transaction with others it could wait for a ledger that waits for it.
+    """
 
     handler: Handler[Any, Any]
     item: Any
     future: Future[Any] | asyncio.Future[Any]
+    alone: bool = True
 
 
 class Store:
@@ -70,6 +74,7 @@ class Store:
         migrate(self._writing)
         dialect.watch(self._writing, recovery_ms)
         self._group = dialect.GROUP
+        self._shared = dialect.SHARED
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._observe = observe
         self._threads = [
@@ -86,10 +91,10 @@ class Store:
         self._put(Job(each, job, future))
         return future
 
-    async def apply(self, handler: Handler[Item, T], item: Item) -> T:
+    async def apply(self, handler: Handler[Item, T], item: Item, *, alone: bool) -> T:
         """Have a handler write one item, maybe together with others; returns after the commit. Raises OverloadError."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(Job(handler, item, future))
+        self._put(Job(handler, item, future, alone))
         return await future
 
     def _put(self, job: Job) -> None:
@@ -120,7 +125,8 @@ class Store:
         groups = 0
         while group := self._next_group():
             started = time.perf_counter()
-            run_group(self._writing, group)
+            for part in transactions(group) if self._shared else [group]:
+                run_group(self._writing, part)
             self._observe(time.perf_counter() - started)
             groups += 1
             if groups % TIDY_EVERY == 0:
@@ -138,6 +144,15 @@ class Store:
         if group:
             self._jobs.put(None)
         return group
+
+
+def transactions(group: list[Job]) -> list[list[Job]]:
+    """A group as transactions where other ledgers write as well: those that must be alone are."""
+    parts: list[list[Job]] = []
+    for alone, jobs in groupby(group, key=attrgetter("alone")):
+        together = list(jobs)
+        parts += [[job] for job in together] if alone else [together]
+    return parts
 
 
 def each(connection: Connection, jobs: Sequence[Callable[[Connection], Any]]) -> list[Any]:
