@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pytest
 
 from fairlead_operator.ledger.schema import migrate, open_engine
 from tests.builders.ledger import SqliteLedger
+from tests.ports import free_ports
 
 START_S = 30.0
 TEMPLATE = "template_ledger"
@@ -84,7 +84,7 @@ def start(*settings: str) -> Server:
         cwd=folder,
         timeout=START_S,
     )
-    port = _free_port()
+    (port,) = free_ports(1)
     options = [f"--{setting}" for setting in ("listen_addresses=127.0.0.1", "max_connections=200", *settings)]
     command = [*map(str, (*prefix, bin_folder / "postgres", "-D", data, "-p", port, "-k", folder)), *options]
     server = Server(folder, port, command)
@@ -101,11 +101,6 @@ def _as_unprivileged(folder: Path) -> list[str]:
     user = next(users[name] for name in UNPRIVILEGED if name in users)
     os.chown(folder, user.pw_uid, user.pw_gid)
     return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _wait(server: Server) -> None:
