@@ -1,6 +1,5 @@
 """What the operator relies on in an API server, held against the real one; the fake one passes the same checks."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -20,4 +19,3 @@ async def test_the_real_server_keeps_the_contract(
     who = await login(str(control_plane.kubeconfig))
     async with open_session(who) as session:
         await check(Api(session, who.server), namespace)
-    await asyncio.sleep(0.25)  # aiohttp's own advice: TLS connections close a moment after their session

@@ -4,7 +4,6 @@ import ssl
 from dataclasses import dataclass
 
 import aiohttp
-import kopf
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
@@ -34,20 +33,6 @@ class Login:
         context: ssl.SSLContext = RESTClientObject(self.settings).ssl_context
         return context
 
-    async def for_kopf(self) -> kopf.ConnectionInfo:
-        """The same login for kopf, which lives in a loop of its own and so needs its own session."""
-        authorization = await self.authorization()
-        scheme, _, token = (authorization or "").partition(" ")
-        return kopf.ConnectionInfo(
-            server=self.server,
-            ca_path=self.settings.ssl_ca_cert,
-            certificate_path=self.settings.cert_file,
-            private_key_path=self.settings.key_file,
-            insecure=not self.settings.verify_ssl,
-            scheme=scheme or None,
-            token=token or None,
-        )
-
 
 async def login(kubeconfig: str = "", context: str = "") -> Login:
     """Read the kubeconfig and one of its contexts (empty: the current one), or without one the pod's ServiceAccount."""
@@ -62,7 +47,10 @@ async def login(kubeconfig: str = "", context: str = "") -> Login:
 
 
 def open_session(who: Login) -> aiohttp.ClientSession:
-    """The one session to the API server. Time-outs are set call by call."""
+    """A session to the API server for the loop that runs. Time-outs are set call by call.
+
+    A watch that is given up waits for the server's goodbye in TLS, which may never come: closing the session ends it.
+    """
 
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         authorization = await who.authorization()
@@ -71,7 +59,7 @@ def open_session(who: Login) -> aiohttp.ClientSession:
         return await handler(request)
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=who.tls()),
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=who.tls(), enable_cleanup_closed=True),
         middlewares=(authorize,),
         headers={"User-Agent": "fairlead-operator"},
     )

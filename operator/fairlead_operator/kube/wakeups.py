@@ -15,7 +15,7 @@ import kopf
 
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import OWN_KINDS
-from fairlead_operator.kube.session import Login
+from fairlead_operator.kube.session import Login, open_session
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def registry(who: Login, wake: Callable[[Key], None]) -> kopf.OperatorRegistry:
     """The handlers: one login, one wake-up for each kind."""
     handlers = kopf.OperatorRegistry()
 
-    async def sign_in(**_: Any) -> kopf.ConnectionInfo:
-        return await who.for_kopf()
+    async def sign_in(**_: Any) -> kopf.AiohttpSession:
+        return kopf.AiohttpSession(server=who.server, aiohttp_session=open_session(who))
 
     kopf.on.login(registry=handlers, errors=kopf.ErrorsMode.TEMPORARY, backoff=RETRY_S)(sign_in)
 
