@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast fuzz-router soak-router chaos-budget test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler fuzz-router soak-router chaos-budget test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,9 +48,12 @@ format: .venv/.done ## let ruff write the format and the safe fixes
 unit: .venv/.done ## tests that need no cluster
 	$(PYTEST) -m "not cluster and not e2e"
 
-unit-compiled: .venv/.done ## the router's tests on its compiled modules, as the image has them
+unit-compiled: .venv/.done ## the tests of router and ledger on their compiled modules, as the images have them
 	compiled=$$($(VENV)/python -m hack.compile) && \
 	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled $(PYTEST) -o pythonpath="operator ." tests/unit/test_router_*.py
+	compiled=$$($(VENV)/python -m hack.compile --package operator/fairlead_operator) && \
+	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled $(PYTEST) -o pythonpath="router-sidecar ." tests/unit/test_ledger_*.py \
+		tests/unit/test_performance_replica.py tests/unit/test_simulate_fleet.py
 
 cluster: .venv/.done prerequisites ## tests on a real control plane with KWOK nodes
 	$(PYTEST) -m cluster
@@ -111,6 +114,10 @@ bench-affinity: .venv/.done ## prefix affinity: hit rate and load spread on a re
 
 bench-forecast: .venv/.done ## forecasts of a window's end on recorded demand
 	$(VENV)/python -m tests.bench.forecast
+
+bench-autoscaler: .venv/.done ## the autoscaler beside a clairvoyant schedule and its peers, simulated (OPTIONS="--slice", "--help")
+	compiled=$$($(VENV)/python -m hack.compile --package operator/fairlead_operator) && \
+	PYTHONPATH=$$compiled:. $(VENV)/python -m tests.bench.autoscaler $(OPTIONS)
 
 bench-isolation: .venv/.done ## short chats alone, beside long prompts, and apart from them (OPTIONS="--engines model", "--help")
 	$(VENV)/python -m tests.bench.isolation $(OPTIONS)

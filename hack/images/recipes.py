@@ -49,14 +49,10 @@ class Recipe:
         return FOLDER / f"{self.name}.Containerfile"
 
 
+_COMPILER = ("requirements/compile.txt", "hack/compile.py", "hack/cluster/layout.py")
 RECIPES = (
-    Recipe("fairlead-operator", ("requirements/operator.txt",), wheel=True),
-    Recipe(
-        "fairlead-router",
-        ("requirements/router.txt", "requirements/compile.txt", "hack/compile.py", "hack/cluster/layout.py"),
-        wheel=True,
-        compiles=True,
-    ),
+    Recipe("fairlead-operator", ("requirements/operator.txt", *_COMPILER), wheel=True, compiles=True),
+    Recipe("fairlead-router", ("requirements/router.txt", *_COMPILER), wheel=True, compiles=True),
     Recipe("fairlead-caller", ("requirements/caller.txt", "hack/demo/caller.py")),
     Recipe("vllm-cpu", ("hack/images/vllm-cpu/vllm",), version=VLLM_VERSION),
 )

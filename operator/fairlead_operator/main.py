@@ -130,6 +130,7 @@ class Operator:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._pools.close()
             await self.election.release()
             await self.wakeups.stop(STOP_KOPF_S)
         for task in done:

@@ -1,6 +1,7 @@
 """The operator's metrics; labels are names of objects in the cluster, never of callers."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
@@ -10,6 +11,24 @@ from prometheus_client.registry import Collector
 from fairlead_operator.budget_gauges import budget_families
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.kube.cluster import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingFigures:
+    """What the last decision about a pool with objectives of latency was made from; rates are requests/s.
+
+    ``capacity`` is what one replica of each variant takes within the objectives, ``need`` what is to be covered:
+    the demand forecast for ``horizon_s`` from now that is exceeded one time in ten.
+    """
+
+    rate: float
+    forecast: float
+    need: float
+    have: float
+    horizon_s: float
+    backlog: int
+    misses_left: int
+    capacity: Mapping[str, float]
 
 
 class _Gauges(Collector):
@@ -26,6 +45,7 @@ class _Gauges(Collector):
         self._reports = reports
         self._leading = leading
         self._now_ms = now_ms
+        self.scaling: dict[str, ScalingFigures] = {}
 
     def collect(self) -> Iterator[Metric]:
         """All gauges."""
@@ -33,7 +53,21 @@ class _Gauges(Collector):
         yield self._replicas()
         yield self._conditions()
         yield self._ages()
+        yield from self._scaling()
         yield from budget_families(self._snapshot().budgets)
+
+    def _scaling(self) -> Iterator[Metric]:
+        for name, about, read in _SCALING:
+            family = GaugeMetricFamily(name, about, labels=["pool"])
+            for pool, figures in self.scaling.items():
+                family.add_metric([pool], read(figures))
+            yield family
+        text = "Requests a second that one replica takes within the pool's objectives"
+        capacity = GaugeMetricFamily("fairlead_pool_capacity", text, labels=["pool", "variant"])
+        for pool, figures in self.scaling.items():
+            for variant, rate in figures.capacity.items():
+                capacity.add_metric([pool, variant], rate)
+        yield capacity
 
     def _replicas(self) -> Metric:
         family = GaugeMetricFamily(
@@ -82,7 +116,10 @@ class Telemetry:
         now_ms: Callable[[], int],
     ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Gauges(snapshot, reports, leading, now_ms))
+        gauges = _Gauges(snapshot, reports, leading, now_ms)
+        self.scaling = gauges.scaling
+        """The figures behind the last decision about each pool that has objectives of latency."""
+        self.registry.register(gauges)
         self.decisions = Counter(
             "fairlead_scale_decisions",
             "Changes of a pool's number of replicas",
@@ -96,3 +133,15 @@ class Telemetry:
     def forget_pool(self, pool: str) -> None:
         """The pool is gone, and its series with it."""
         self.decisions.remove_by_labels({"pool": pool})
+        self.scaling.pop(pool, None)
+
+
+_SCALING: tuple[tuple[str, str, Callable[[ScalingFigures], float]], ...] = (
+    ("fairlead_pool_rate", "Requests a second that are asked of a pool now", lambda one: one.rate),
+    ("fairlead_pool_forecast", "The same when a replica that is started now would serve", lambda one: one.forecast),
+    ("fairlead_pool_need", "What of it is to be covered: exceeded one time in ten", lambda one: one.need),
+    ("fairlead_pool_have", "Requests a second that the wanted replicas take", lambda one: one.have),
+    ("fairlead_pool_horizon_seconds", "How far the forecast looks ahead", lambda one: one.horizon_s),
+    ("fairlead_pool_backlog", "Requests that wait now", lambda one: one.backlog),
+    ("fairlead_pool_misses_left", "Requests that may still miss the objectives today", lambda one: one.misses_left),
+)

@@ -53,7 +53,6 @@ from fairlead_router.replicas import Replica
 from fairlead_router.retries import RetryBudget
 from fairlead_router.server import Client, Head, Limits, Memory, Request
 from fairlead_router.sizing import Calibration
-from fairlead_router.structs import Frozen
 from fairlead_router.telemetry import Telemetry
 from fairlead_router.tracing import Tracing
 from fairlead_router.upstream import Pool, Target, Upstreams, target_of
@@ -100,13 +99,16 @@ class Times:
     wall: Callable[[], float]
 
 
-class Admission(Frozen, frozen=True):
+class Admission:
     """What a head said: who calls for what, or that another router admitted it. No ``path``: GET /v1/models."""
 
-    owner: Owner
-    path: ServedPath | None
-    generation: int
-    hop: bool = False
+    __slots__ = ("generation", "hop", "owner", "path")
+
+    def __init__(self, owner: Owner, path: ServedPath | None, generation: int, *, hop: bool = False) -> None:
+        self.owner = owner
+        self.path = path
+        self.generation = generation
+        self.hop = hop
 
 
 class Router:
@@ -159,6 +161,7 @@ class Router:
         self._plans = Plans(Parts(self.line, self.calibration_of, self.retries_of, self.wallet, telemetry))
         self._turn = 0
         self._next_id = id_base
+        self._id_start = b""
         self.name = f"fl-{place.short}".encode()
         self._quiet: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -227,6 +230,8 @@ class Router:
 
     def judge(self, head: Head) -> Refusal | None:
         """Who is calling, and is the path open? Nothing passes without identity."""
+        if not self.configured:
+            return refusals.not_configured()
         head.path = head.path.partition(b"?")[0]
         now = self.now()
         path = SERVED.get(head.path) if head.method == b"POST" else None
@@ -286,8 +291,11 @@ class Router:
 
     def new_request_id(self) -> bytes:
         """Names the router, so that a look-up asks only one."""
-        self._next_id += 1
-        return b"%b-%x" % (self.name, self._next_id)
+        number = self._next_id = self._next_id + 1
+        last = number & _LAST_BYTE
+        if not last or not self._id_start:
+            self._id_start = b"%b-%x" % (self.name, number >> 8)
+        return self._id_start + _BYTES[last]
 
     def _hop(self, head: Head) -> Owner | None:
         """A request that another router admitted, if its token says that it may hop to this pod's pool."""
@@ -477,6 +485,7 @@ class Router:
             uptime_s=uptime_s,
             draining=self.draining,
             max_context_tokens=self.max_context_tokens,
+            engine=self.engine_load.told if self.place.engine else None,
             pools=tuple(self._pool_signals(name, line, reader) for name, line in self._lines.items()),
         )
 
@@ -484,6 +493,7 @@ class Router:
         tally, now = self.telemetry.pool(name), self.now()
         own = name == self.place.pool
         totals = tally.totals()
+        demand = tally.demand
         return PoolSignals(
             pool=name,
             running=self.own_engine.value if own else 0,
@@ -498,9 +508,25 @@ class Router:
             charged_nano_usd_total=totals.nano_usd,
             ttft_ms_p99=tally.ttft.p99_ms(now),
             tpot_ms_p99=tally.tpot.p99_ms(now),
+            arrivals_total=demand.arrivals,
+            arrived_tokens_total=demand.arrived_tokens,
+            finished_total=demand.finished,
+            met_total=demand.met,
+            missed_total=demand.missed,
+            met_ttft_total=demand.met_ttft,
+            missed_ttft_total=demand.missed_ttft,
+            met_tpot_total=demand.met_tpot,
+            missed_tpot_total=demand.missed_tpot,
+            waiting_tokens=demand.waiting_tokens,
+            decoding=demand.decoding,
+            context_tokens=demand.context_tokens,
+            samples=tuple(demand.samples),
         )
 
 
+_LAST_BYTE: Final = 0xFF
+_BYTES: Final = tuple([b"%02x" % byte for byte in range(_LAST_BYTE + 1)])
+"""Bytes in hexadecimal: an id is put together in a third of the time that formatting it takes."""
 _STRIDE: Final = 7_919
 """A prime, so that turns spread over the pools of a route instead of running through one after the other."""
 

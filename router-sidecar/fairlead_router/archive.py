@@ -10,7 +10,7 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
@@ -82,13 +82,19 @@ class Archive:
                 self.close()
 
     def since(self, seq: int) -> list[tuple[int, bytes]]:
-        """The messages from a number on, without a gap; empty if that one is gone."""
-        found = {number: body for number, body in self._read() if number >= seq}
+        """The messages from a number on, without a gap; empty if that one is gone. Reads no file that is older."""
+        files = [path for path, _, _ in self.files()]
+        before = [path for path in files if _first(path) <= seq][:-1]
+        found = {number: body for number, body in _read(files[len(before) :]) if number >= seq}
         return [(number, found[number]) for number in takewhile(found.__contains__, count(seq))]
 
     def last(self) -> tuple[int, bytes] | None:
-        """The newest message."""
-        return max(self._read(), default=None)
+        """The newest message: the last one of the newest file that holds any."""
+        for path, _, _ in reversed(self.files()):
+            found = max(_read([path]), default=None)
+            if found is not None:
+                return found
+        return None
 
     def prune(self) -> None:
         """Let go of what is old or too much; the newest file stays."""
@@ -120,10 +126,17 @@ class Archive:
         self._fd = os.open(self._folder / f"{_SEALED}{seq:020d}", flags, 0o600)
         self._size = os.fstat(self._fd).st_size
 
-    def _read(self) -> Iterator[tuple[int, bytes]]:
-        for path, _, _ in self.files():
-            with contextlib.suppress(OSError):
-                yield from _messages(path.read_bytes())
+
+def _first(path: Path) -> int:
+    """The number of the first message of a file, by its name; a name that says none sorts first."""
+    number = path.name.removeprefix(_SEALED)
+    return int(number) if number.isdecimal() else 0
+
+
+def _read(files: Iterable[Path]) -> Iterator[tuple[int, bytes]]:
+    for path in files:
+        with contextlib.suppress(OSError):
+            yield from _messages(path.read_bytes())
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -59,7 +59,8 @@ class PoolConfig(Wire, frozen=True, kw_only=True):
 
     ``max_context_tokens`` is 0 while unknown. ``slots`` is how many requests one replica runs at once (the engine's
     maxSequences). ``card`` is absent while the pool has no price: USD budgets then refuse its requests.
-    ``cold_start_s`` is how long a replica usually takes to start, for Retry-After.
+    ``cold_start_s`` is how long a replica usually takes to start, for Retry-After. ``ttft_ms`` and ``tpot_ms`` are the
+    pool's objectives, by which entry routers judge requests that ended; 0 = none.
     """
 
     pool: str
@@ -67,6 +68,8 @@ class PoolConfig(Wire, frozen=True, kw_only=True):
     slots: int = 256
     card: Card | None = None
     cold_start_s: int = 120
+    ttft_ms: int = 0
+    tpot_ms: int = 0
 
 
 class WeightedPool(Wire, frozen=True, kw_only=True):
@@ -221,6 +224,9 @@ class PoolSignals(Wire, frozen=True, kw_only=True):
     and ``peak_held`` count requests that this router, as their entry, holds because no replica has room or none
     exists. Peaks are since the previous scrape of the same scraper. ``last_request_ms`` is when a request for the
     pool last arrived or ended at this router; 0 = never.
+
+    What follows ``tpot_ms_p99`` is of the requests whose entry this router is. Totals begin at 0 with the process.
+    Prompt tokens are estimates from the prompts' bytes until the engine has told them.
     """
 
     pool: str
@@ -237,6 +243,47 @@ class PoolSignals(Wire, frozen=True, kw_only=True):
     ttft_ms_p99: int = 0
     """Over the last five minutes; 0 = no data."""
     tpot_ms_p99: int = 0
+    arrivals_total: int = 0
+    """Requests for the pool that the budgets admitted, once each; those that are held are among them."""
+    arrived_tokens_total: int = 0
+    """Prompt tokens of the arrivals."""
+    finished_total: int = 0
+    """Requests that were answered whole."""
+    met_total: int = 0
+    """Judged requests that met all of the pool's objectives."""
+    missed_total: int = 0
+    """Judged requests that did not; those that the pool had no room for in time are among them."""
+    met_ttft_total: int = 0
+    missed_ttft_total: int = 0
+    met_tpot_total: int = 0
+    missed_tpot_total: int = 0
+    waiting_tokens: int = 0
+    """Prompt tokens of requests without a first token yet, held ones and those sent to an engine."""
+    decoding: int = 0
+    """Requests whose output is being made; one that is no stream counts from when it is sent."""
+    context_tokens: int = 0
+    """Prompt tokens of the requests in ``decoding``."""
+    samples: tuple[tuple[int, int], ...] = ()
+    """Uncached prompt tokens and output tokens of the last requests that finished, newest last, at most 16."""
+
+
+class EngineSignals(Wire, frozen=True, kw_only=True):
+    """What this pod's engine says of itself; read about once a second while requests run, -1 = unknown."""
+
+    kv_tokens: int = -1
+    """Tokens that its KV cache holds."""
+    kv_permille: int = -1
+    running: int = -1
+    waiting: int = -1
+    drafts_total: int = -1
+    """Times that tokens were drafted ahead of the model; -1 also without speculative decoding."""
+    accepted_total: int = -1
+    """Tokens of drafts that were kept; each draft gave one more than those."""
+    gaps_total: int = -1
+    """Times between two output tokens of a request, and their sum in microseconds."""
+    gaps_us_total: int = -1
+    computed_total: int = -1
+    """Prompt tokens that were computed, not found in a cache."""
 
 
 class Signals(Wire, frozen=True, kw_only=True):
@@ -253,6 +300,8 @@ class Signals(Wire, frozen=True, kw_only=True):
     draining: bool = False
     max_context_tokens: int = 0
     """What the engine in this pod reports (``/v1/models`` max_model_len); 0 = unknown."""
+    engine: EngineSignals | None = None
+    """``None``: no engine here, or none that could be read lately."""
     pools: tuple[PoolSignals, ...] = ()
 
 

@@ -24,6 +24,7 @@ from fairlead_router.replicas import Replica
 from fairlead_router.server import Client, Request, overloaded
 from fairlead_router.server import Head as Asked
 from fairlead_router.sizing import NO_AMOUNTS, REQUESTS, USD, Fit, amounts_of, fit, prompt_bound
+from fairlead_router.telemetry import Demand
 from fairlead_router.tracing import Span, parse_traceparent
 from fairlead_router.upstream import Buffer, Call, Head
 from fairlead_router.usage import Usage, reader
@@ -113,6 +114,10 @@ class Exchange:
     _place: Place | None = None
     _parked: Line | None = None
     _parked_at: float | None = None
+    _asked: Demand | None = None
+    """Where it is counted as under way."""
+    _asked_tokens = 0
+    _begun = False
     _replica: Replica | None = None
     _key = NO_PREFIX
     _tried: tuple[Replica, ...] = ()
@@ -282,7 +287,9 @@ class Exchange:
         session = self._router.session
         if not isinstance(shortage, Shortage):
             enforced = next(claim for claim in self._claims if claim.purse.enforced)
-            self._refuse(refusals.ledger_unreachable(enforced.purse.label))
+            full = session.journal is not None and session.journal.full
+            words = refusals.journal_full if full else refusals.ledger_unreachable
+            self._refuse(words(enforced.purse.label))
             return
         caller = self._owner.caller
         refusal = refusals.by_budget(shortage, caller, self._owner.labels, session.ledger_ms())
@@ -296,6 +303,8 @@ class Exchange:
         assert lane is not None  # noqa: S101 - planned
         assert body is not None  # noqa: S101 - planned
         self._stage = Stage.PLACING
+        if lane.tally.demand is not self._asked and not body.path.free:
+            self._ask(lane)
         line = lane.line
         if self._key == NO_PREFIX and body.size > SHORTEST and line.chooses():
             self._key = prefix_key(memoryview(body.prompt))
@@ -305,6 +314,23 @@ class Exchange:
             self._send(fresh=False)
         elif not (lane.route.fallbacks and line.empty() and self._fall_back("ScaledToZero")):
             self._wait_in_line(lane)
+
+    def _ask(self, lane: Lane) -> None:
+        """Count it among the requests for this pool, and no longer for another."""
+        if self._asked is not None:
+            self._asked.left(self._asked_tokens, decoding=self._begun)
+        fitted, demand = self._fit, lane.tally.demand
+        assert fitted is not None  # noqa: S101 - planned
+        self._asked, self._asked_tokens, self._begun = demand, fitted.estimate, False
+        demand.arrived(fitted.estimate)
+
+    def _ask_in_vain(self) -> None:
+        """The pool has no room in time."""
+        demand, self._asked = self._asked, None
+        if demand is not None:
+            demand.left(self._asked_tokens, decoding=self._begun)
+            if self._lane is not None:
+                demand.turned_away(self._lane.config)
 
     def _wait_in_line(self, lane: Lane) -> None:
         now, route, fitted, body = self._router.now(), lane.route, self._fit, self._body
@@ -337,6 +363,7 @@ class Exchange:
         line = lane.line if lane is not None else self._parked
         assert line is not None  # noqa: S101 - it waited there
         if cold:
+            self._ask_in_vain()
             waited = self._router.now() - self._waiting_since
             self._refuse(refusals.pool_waking(body.model, waited, line.config.cold_start_s))
         else:
@@ -352,6 +379,7 @@ class Exchange:
         self._no_room(refusals.queue_full(pool, None))
 
     def _no_room(self, refusal: Refusal) -> None:
+        self._ask_in_vain()
         if not self._fall_back("Saturated"):
             self._refuse(refusal)
 
@@ -376,6 +404,9 @@ class Exchange:
         if request.trace or self._span is not None:
             more += self._trace_lines()
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (head, more, request.id, len(first) + len(tail))
+        body = self._body
+        if body is not None and not body.stream:
+            self._begin_output()  # the first byte of its answer comes with the last one
         connections = replica.connections
         assert connections is not None  # noqa: S101 - see Router.set_endpoints
         self._call = connections.start(self, head, (first, tail), fresh=fresh)
@@ -524,10 +555,16 @@ class Exchange:
             self._router.engine_ended(self._replica)
         self._send(fresh=True)
 
+    def _begin_output(self) -> None:
+        if self._asked is not None and not self._begun:
+            self._begun = True
+            self._asked.began(self._asked_tokens)
+
     def _begin_stream(self) -> None:
         head, router = self._head, self._router
         assert head is not None  # noqa: S101 - data comes after the head
         self._stage = Stage.STREAMING
+        self._begin_output()
         self._first_at = router.now()
         self._status = OK
         self._client.begin_stream(OK, passed_headers(head) + self._stream_lines(), None)
@@ -555,7 +592,6 @@ class Exchange:
         usage = reading.usage
         self._settle(usage, "Usage" if usage is not None else "Bound")
         self._status, self._bytes_out = OK, len(body)
-        self._over("ok")
         client, cost = self._client, self._cost
         lines = head.passed or passed_headers(head)
         priced = usd_line(cost) if cost is not None else b""
@@ -564,6 +600,7 @@ class Exchange:
             b"HTTP/1.1 200 OK\r\n%b%b%b%bcontent-length: %d\r\n\r\n%b"
             % (lines, self._stream_lines(), priced, close, len(body), body)
         )
+        self._over("ok")  # after the answer: its client need not wait for it
 
     def _pass_error(self, head: Head, body: bytes) -> None:
         """The engine refuses the request itself: its words, our headers, no charge."""
@@ -802,11 +839,27 @@ class Exchange:
         else:
             lane.series.outcome(outcome)
             lane.tally.last_request_ms = router.ticked_ms
+            if self._asked is not None:
+                self._count_demand(self._asked, lane, outcome)
             if self._status == OK:
                 self._count_times(lane)
         if router.access is not None or self._span is not None:
             self._report(outcome, replica)
         self._meter = None  # it refers to this exchange, which has the body: see plan.py about cycles
+
+    def _count_demand(self, demand: Demand, lane: Lane, outcome: str) -> None:
+        """It wants nothing more of the pool. Whoever left before a first token in time had waited in vain."""
+        demand.left(self._asked_tokens, decoding=self._begun)
+        spent, now, first, arrived = self._spent, self._router.now(), self._first_at, self._request.arrived
+        if outcome == "ok" and spent is not None:
+            demand.finished += 1
+            demand.samples.append((spent.prompt - spent.cached, spent.output))
+            if first:
+                demand.streamed(lane.config, first - arrived, now - first, spent.output)
+            else:
+                demand.answered(lane.config, now - arrived, spent.output)
+        elif outcome == "cancelled" and not first and 0 < lane.config.ttft_ms < (now - arrived) * 1000:
+            demand.turned_away(lane.config)
 
     def _count_times(self, lane: Lane) -> None:
         now, first = self._router.now(), self._first_at

@@ -24,8 +24,8 @@ class Template:
     """A head to compare others with. ``names`` are the values' names, in the order of the cuts."""
 
     __slots__ = (
-        "_latest", "_latest_at", "_latest_values", "_rest", "_start", "id_at", "key", "length_at", "names", "sized",
-        "trace_at",
+        "_latest", "_latest_at", "_latest_values", "_rest", "_start", "id_at", "key", "length", "length_at", "names",
+        "sized", "trace_at",
     )  # fmt: skip
 
     def __init__(self, names: tuple[bytes, ...], segments: tuple[bytes, ...]) -> None:
@@ -37,15 +37,19 @@ class Template:
         self.trace_at = names.index(TRACEPARENT) if TRACEPARENT in names else -1
         self.id_at = names.index(REQUEST_ID) if REQUEST_ID in names else -1
         self.sized = self.length_at >= 0
-        # The latest match, whole, as the values repeat more often than not; no bytes start with an empty tuple.
-        self._latest: tuple[bytes, ...] = ()
+        self.length = 0
+        """Of the body that the latest match announced."""
+        # The latest match, whole, as the values repeat more often than not.
+        self._latest = b""
         self._latest_at = 0
         self._latest_values: list[bytes] = []
 
     def match(self, data: bytes) -> tuple[list[bytes], int] | None:
         """The values, and where the body begins; nothing if the bytes are not exactly such a head."""
-        if data.startswith(self._latest):
-            return self._latest_values, self._latest_at
+        at = self._latest_at
+        # A slice costs compiled code less than a call of startswith.
+        if at and data[:at] == self._latest:
+            return self._latest_values, at
         if not data.startswith(self._start):
             return None
         at = len(self._start)
@@ -62,7 +66,8 @@ class Template:
             digits = values[self.length_at]
             if not digits.isdigit() or len(digits) > _MAX_DIGITS:
                 return None
-        self._latest, self._latest_at, self._latest_values = (data[:at],), at, values
+            self.length = int(digits)
+        self._latest, self._latest_at, self._latest_values = data[:at], at, values
         return values, at
 
 

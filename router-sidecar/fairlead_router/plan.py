@@ -33,6 +33,7 @@ from fairlead_router.policy import BudgetMatch, Caller, Labels
 from fairlead_router.queueing import Line
 from fairlead_router.retries import RetryBudget
 from fairlead_router.sizing import UNIT_AT, Calibration
+from fairlead_router.structs import Shared
 from fairlead_router.telemetry import PoolTally, Series, Telemetry
 
 _CENT: Final = NANO_PER_USD // 100
@@ -43,19 +44,23 @@ MAX_PLANS: Final = 64
 class Owner:
     """A caller and what it says of its requests. ``plans`` are by model."""
 
-    __slots__ = ("_rows", "caller", "labels", "plans")
+    __slots__ = ("_rows", "_shared", "caller", "labels", "plans")
 
     def __init__(self, caller: Caller, labels: Labels) -> None:
         self.caller = caller
         self.labels = labels
         self.plans: dict[str, Plan] = {}
+        self._shared: dict[str, Shared] = {}
         self._rows: dict[tuple[Lane, str, Basis], Row] = {}
 
-    def keep(self, plan: "Plan") -> None:
+    def keep(self, shared: Shared) -> None:
         """Serve requests for a model by this plan from now on."""
         if len(self.plans) >= MAX_PLANS:
             self.plans.clear()
+            self._shared.clear()
             self._rows.clear()
+        plan = shared.plan
+        self._shared[plan.model] = shared
         self.plans[plan.model] = plan
 
     def row(self, lane: "Lane", variant: str, basis: Basis) -> Row:
@@ -186,7 +191,7 @@ class Plan:
     """How requests for a model are served, of a namespace's owners to whom the same applies."""
 
     __slots__ = (
-        "__weakref__", "_lanes", "_parts", "actions", "calibration", "downgraded", "lanes", "matches", "model",
+        "_lanes", "_parts", "actions", "calibration", "downgraded", "lanes", "matches", "model",
         "namespace", "policy", "priority",
     )  # fmt: skip
 
@@ -231,7 +236,7 @@ class Plans:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._kept: WeakValueDictionary[tuple[object, ...], Plan] = WeakValueDictionary()
+        self._kept: WeakValueDictionary[tuple[object, ...], Shared] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -245,11 +250,12 @@ class Plans:
         priority = lowered(policy.priority, "Batch" if "Deprioritize" in actions else owner.labels.priority)
         accounts = [(match.budget.namespace, match.budget.name, match.key) for match in matches]
         key = (namespace, model, priority, actions, *accounts)
-        plan = self._kept.get(key)
-        if plan is None:
-            plan = self._kept[key] = Plan(self._parts, namespace, model, policy, priority, matches, actions)
-        owner.keep(plan)
-        return plan
+        shared = self._kept.get(key)
+        if shared is None:
+            plan = Plan(self._parts, namespace, model, policy, priority, matches, actions)
+            shared = self._kept[key] = Shared(plan)
+        owner.keep(shared)
+        return shared.plan
 
     def forget(self) -> None:
         """The configuration or an action changed, or accounts were let go: plans are made anew from now on."""

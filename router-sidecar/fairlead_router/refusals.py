@@ -32,6 +32,15 @@ def unauthorized() -> Refusal:
     )
 
 
+def not_configured() -> Refusal:
+    """The 503 of a router that does not know yet whom it may believe: another replica may know it already."""
+    return unavailable(
+        "not_configured",
+        "This router has no configuration from the operator yet, so it cannot tell who calls. Try again in 2s.",
+        2,
+    )
+
+
 def foreign_caller(namespace: str, pool: str) -> Refusal:
     """The 403 of a router that the ledger trusts with its own namespace only."""
     return Refusal(
@@ -67,6 +76,16 @@ def ledger_unreachable(budget: str) -> Refusal:
     return unavailable(
         "ledger_unreachable",
         f"The ledger does not answer and this router holds too little of budget {budget}. Try again in 2s.",
+        2,
+    )
+
+
+def journal_full(budget: str) -> Refusal:
+    """What nobody could charge if this process were killed is not admitted."""
+    return unavailable(
+        "journal_full",
+        f"This router's journal has no room left on its volume, so nothing is admitted that budget {budget} must "
+        "account for. Try again in 2s; owners of the router can make room under FAIRLEAD_STATE_DIR.",
         2,
     )
 

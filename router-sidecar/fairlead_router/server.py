@@ -284,14 +284,15 @@ class Client:
 
     def _again(self, data: bytes, known: Known) -> bool:
         """A request whose head is like the last one; false if it is not, or if something needs a closer look."""
-        found = known.template.match(data)
+        cuts = known.template
+        found = cuts.match(data)
         if found is None:
             self._misses += 1
             if self._misses > _MAX_MISSES:
                 self._known = None
             return False
         values, begin = found
-        length = int(values[known.template.length_at])
+        length = cuts.length
         head, now, memory = known.head, self._now(), self._clients.bodies
         if (
             length > head.body_limit
@@ -305,10 +306,10 @@ class Client:
         memory.used += length
         request = Request(head)
         request.held = length
-        if known.template.trace_at >= 0:
-            request.trace = values[known.template.trace_at]
-        if known.template.id_at >= 0:
-            request.asked_id = values[known.template.id_at]
+        if cuts.trace_at >= 0:
+            request.trace = values[cuts.trace_at]
+        if cuts.id_at >= 0:
+            request.asked_id = values[cuts.id_at]
         request.id = self._app.new_request_id()
         body = data[begin:]
         if len(body) == length:

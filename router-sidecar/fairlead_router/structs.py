@@ -7,6 +7,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from fairlead_router.heads import Template
+    from fairlead_router.plan import Plan
     from fairlead_router.server import Head
 
 
@@ -26,6 +27,15 @@ class Known:
     def __init__(self, template: "Template", head: "Head") -> None:
         self.template = template
         self.head = head
+
+
+class Shared:
+    """A plan that owners share. Kept by weak references, as ``Known``."""
+
+    __slots__ = ("__weakref__", "plan")
+
+    def __init__(self, plan: "Plan") -> None:
+        self.plan = plan
 
 
 def is_compiled(module: ModuleType) -> bool:

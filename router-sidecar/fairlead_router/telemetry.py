@@ -11,11 +11,13 @@ from itertools import islice
 from math import frexp
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from fairlead_router.contract import NANO_PER_USD, PICO_PER_NANO, Card
+from fairlead_router.contract import NANO_PER_USD, PICO_PER_NANO, Card, PoolConfig
 from fairlead_router.exposition import SLOTS, Buckets, Labels, Metric
 
 MAX_TENANTS: Final = 200
 MAX_SERIES: Final = 2_000
+MAX_SAMPLES: Final = 16
+"""Requests whose sizes one reading tells."""
 OTHER_TENANT: Final = "other"
 
 _PICO_PER_USD: Final = NANO_PER_USD * PICO_PER_NANO
@@ -75,6 +77,12 @@ OVERHEAD: Final = Metric(
     _PER_ROUTE,
     Buckets(1e-6, 3, 20),
 )
+OBJECTIVE: Final = Metric(
+    "fairlead_objective_requests_total",
+    "counter",
+    "Requests that ended, by whether they met all of their pool's objectives of latency.",
+    ("pool", "met"),
+)
 STAGE: Final = Metric(
     "fairlead_request_stage_seconds",
     "histogram",
@@ -117,8 +125,8 @@ DROPPED: Final = Metric(
     "fairlead_series_dropped_total", "counter", "Times that a series did not fit a metric's 2,000.", ("metric",)
 )
 METRICS: Final = (
-    REQUESTS, TOKENS, CHARGED, COST, TTFT, TPOT, QUEUE_WAIT, OVERHEAD, STAGE, RENEWALS, RETRIES, SHED, EJECTIONS,
-    CONFIG_REJECTED, REQUESTS_RUNNING, REQUESTS_WAITING, CONFIG_AGE, CONFIG_INFO, CONNECTIONS, BODIES_BYTES,
+    REQUESTS, TOKENS, CHARGED, COST, TTFT, TPOT, QUEUE_WAIT, OVERHEAD, OBJECTIVE, STAGE, RENEWALS, RETRIES, SHED,
+    EJECTIONS, CONFIG_REJECTED, REQUESTS_RUNNING, REQUESTS_WAITING, CONFIG_AGE, CONFIG_INFO, CONNECTIONS, BODIES_BYTES,
     ACCESS_LOG_DROPPED, DROPPED,
 )  # fmt: skip
 """Every metric of a router, for the reference."""
@@ -333,16 +341,97 @@ class Totals(NamedTuple):
     nano_usd: int
 
 
+class Demand:
+    """What is asked of one pool through this router, and how it was served: for the autoscaler.
+
+    ``decoding``, ``waiting_tokens`` and ``context_tokens`` are of now, the rest are totals.
+    """
+
+    __slots__ = (
+        "arrivals", "arrived_tokens", "context_tokens", "decoding", "finished", "met", "met_tpot", "met_ttft", "missed",
+        "missed_tpot", "missed_ttft", "samples", "waiting_tokens",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.arrivals = self.arrived_tokens = self.finished = 0
+        self.met = self.missed = 0
+        self.met_ttft = self.missed_ttft = self.met_tpot = self.missed_tpot = 0
+        self.waiting_tokens = self.decoding = self.context_tokens = 0
+        self.samples: deque[tuple[int, int]] = deque(maxlen=MAX_SAMPLES)
+
+    def arrived(self, tokens: int) -> None:
+        """A request of so many prompt tokens wants a replica."""
+        self.arrivals += 1
+        self.arrived_tokens += tokens
+        self.waiting_tokens += tokens
+
+    def began(self, tokens: int) -> None:
+        """Its output is being made."""
+        self.waiting_tokens -= tokens
+        self.decoding += 1
+        self.context_tokens += tokens
+
+    def left(self, tokens: int, *, decoding: bool) -> None:
+        """It wants nothing more of this pool."""
+        if decoding:
+            self.decoding -= 1
+            self.context_tokens -= tokens
+        else:
+            self.waiting_tokens -= tokens
+
+    def turned_away(self, config: PoolConfig) -> None:
+        """The pool had no room for it in time."""
+        if config.ttft_ms or config.tpot_ms:
+            self.missed += 1
+            if config.ttft_ms:
+                self.missed_ttft += 1
+
+    def streamed(self, config: PoolConfig, ttft_s: float, stream_s: float, output: int) -> None:
+        """A stream was answered whole: judge it by the pool's objectives."""
+        ttft, tpot = config.ttft_ms, config.tpot_ms
+        if not (ttft or tpot):
+            return
+        kept = True
+        if ttft:
+            kept = ttft_s * 1000 <= ttft
+            if kept:
+                self.met_ttft += 1
+            else:
+                self.missed_ttft += 1
+        if tpot:
+            if stream_s * 1000 <= tpot * max(1, output - 1):
+                self.met_tpot += 1
+            else:
+                self.missed_tpot += 1
+                kept = False
+        if kept:
+            self.met += 1
+        else:
+            self.missed += 1
+
+    def answered(self, config: PoolConfig, took_s: float, output: int) -> None:
+        """An answer that is no stream came whole: only the time for all of it is known, so both objectives are needed.
+
+        What is slower than they allow together has missed one of them.
+        """
+        if config.ttft_ms and config.tpot_ms:
+            if took_s * 1000 <= config.ttft_ms + config.tpot_ms * max(0, output - 1):
+                self.met += 1
+            else:
+                self.missed += 1
+
+
 class PoolTally:
     """Everything that a router counted of one pool as its requests' entry.
 
     The first of each list has no labels: it counts what did not fit a metric's series.
     """
 
-    __slots__ = ("costs", "last_request_ms", "money", "outcomes", "tpot", "ttft")
+    __slots__ = ("costs", "demand", "last_request_ms", "money", "outcomes", "tpot", "ttft")
 
     def __init__(self) -> None:
         self.last_request_ms = 0
+        self.demand = Demand()
         self.ttft = Recent()
         self.tpot = Recent()
         self.outcomes = [_Outcomes(shown=False)]
@@ -517,6 +606,7 @@ class Telemetry:
         yield TPOT, _histograms(TPOT, ((key, it.tpot, it.tpot_s) for key, it in stages.items()))
         yield QUEUE_WAIT, _histograms(QUEUE_WAIT, ((key, it.waits(), it.queue_s) for key, it in stages.items()))
         yield OVERHEAD, _histograms(OVERHEAD, ((key, it.router, it.router_s) for key, it in stages.items()))
+        yield OBJECTIVE, self._objectives()
         yield STAGE, self._by_stage()
         for counter in self._counters:
             yield counter.metric, counter.samples()
@@ -528,6 +618,13 @@ class Telemetry:
         for key, outcomes in self._outcomes.items():
             for code, count in outcomes.counts.items():
                 yield REQUESTS.sample((*key, code), count)
+
+    def _objectives(self) -> Iterator[str]:
+        for pool, tally in islice(self._pools.items(), MAX_SERIES // 2):
+            demand = tally.demand
+            if demand.met or demand.missed:
+                yield OBJECTIVE.sample((pool, "true"), demand.met)
+                yield OBJECTIVE.sample((pool, "false"), demand.missed)
 
     def _by_kind(self, metric: Metric, read: Callable[[_Money], tuple[int, int, int]], unit: int) -> Iterator[str]:
         for key, money in self._money.items():

@@ -154,30 +154,29 @@ class Sink(Protocol):
         """
 
 
-class Call(Protocol):
+class Call:
     """One exchange under way. Its sink lets go of it when the answer is over."""
 
-    @property
-    def took(self) -> float:
-        """Seconds that making the connection took; 0 for one that was there."""
+    took = 0.0
+    """Seconds that making the connection took; 0 for one that was there."""
 
     def abort(self) -> None:
         """Break off: the connection is closed at once, so that the engine stops working on it."""
+        raise NotImplementedError
 
     def pause(self) -> None:
         """The receiver is slow: stop reading."""
+        raise NotImplementedError
 
     def resume(self) -> None:
         """Read on."""
+        raise NotImplementedError
 
 
-class Dial:
+class Dial(Call):
     """A call whose connection is still being made."""
 
-    __slots__ = ("_connection", "_dead", "_paused", "task", "took")
-
     def __init__(self) -> None:
-        self.took = 0.0
         self._connection: Connection | None = None
         self._paused = False
         self._dead = False
@@ -228,10 +227,8 @@ class _Mode(Enum):
     PARSER = auto()
 
 
-class Connection:
+class Connection(Call):
     """One connection to an endpoint."""
-
-    took = 0.0
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
@@ -309,22 +306,26 @@ class Connection:
 
     def _repeated(self, sink: Sink, data: bytes) -> bool:
         """An answer with a head that came before; false if it is another."""
-        for known in (self._pool.sized, self._pool.chunked):
-            found = known.template.match(data) if known is not None else None
-            if known is None or found is None:
-                continue
-            values, begin = found
-            head = known.at(values)
-            if head is None:
-                return False
-            if known.load_at >= 0:
-                sink.upstream_load(values[known.load_at])
-            if known.template.sized:
-                self._begin_sized(sink, head, data[begin:], int(values[known.template.length_at]))
-            else:
-                self._begin_frames(sink, head, data[begin:])
-            return True
-        return False
+        return self._known(self._pool.sized, sink, data) or self._known(self._pool.chunked, sink, data)
+
+    def _known(self, known: Known | None, sink: Sink, data: bytes) -> bool:
+        if known is None:
+            return False
+        cuts = known.template
+        found = cuts.match(data)
+        if found is None:
+            return False
+        values, begin = found
+        head = known.at(values)
+        if head is None:
+            return False
+        if known.load_at >= 0:
+            sink.upstream_load(values[known.load_at])
+        if cuts.sized:
+            self._begin_sized(sink, head, data[begin:], cuts.length)
+        else:
+            self._begin_frames(sink, head, data[begin:])
+        return True
 
     def _begin_sized(self, sink: Sink, head: Head, body: bytes, length: int) -> None:
         self._keep = True
@@ -506,8 +507,11 @@ class Connection:
         self._flowing = False
         self._rest = b""
         self._heard = True
-        if sum(map(len, body)) < LARGEST:
-            self._pool.outbox.write(transport, b"".join((head, *body)))
+        size = 0
+        for part in body:
+            size += len(part)
+        if size < LARGEST:
+            self._pool.outbox.write(transport, b"".join([head, *body]))
         else:
             transport.writelines((head, *body))
 
@@ -546,7 +550,8 @@ class Connection:
     def _leave(self) -> None:
         """The answer is over: the connection is free for the next exchange, or closes."""
         self._sink = None
-        if self._keep and not (self._close_delimited or self._surplus) and self.usable():
+        # Whether the peer closed it meanwhile is seen when it is taken again.
+        if self._keep and not (self._close_delimited or self._surplus) and self._transport is not None:
             self._used_before = True
             if self._paused:
                 self.resume()

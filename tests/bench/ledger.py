@@ -1,4 +1,6 @@
-"""Figures of the ledger, standalone: real ledger processes, spoken to over HTTP. The last line is one JSON object.
+"""Figures of the ledger, standalone: real ledger processes, compiled as in the image, spoken to over HTTP.
+
+The last line is one JSON object.
 
 ``fleet``  50 routers that each tell 100 holdings and 100 usage lines once a second: the ledger's share of a core.
 ``storm``  50 routers that ask for the money of single requests (3 holdings, 3 lines) as fast as it is granted.
@@ -22,6 +24,7 @@ import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,6 +44,7 @@ from fairlead_router.contract import (
     UsageLine,
     Window,
 )
+from hack.compile import LEDGER, PACKAGE
 from tests.builders import postgres
 from tests.builders.ledger import ISSUER, budget, jwks, line, token
 from tests.builders.router import Process as RouterProcess
@@ -59,8 +63,15 @@ START_S = 30.0
 PYTHON = "/usr/bin/python3.11" if Path("/usr/bin/python3.11").exists() else sys.executable
 """What the image runs: Debian's, built with profile-guided optimisation; other builds are a third slower."""
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = os.pathsep.join(map(str, (ROOT / "operator", ROOT / "router-sidecar", sysconfig.get_path("purelib"))))
 LIMIT = 1 << 50
+
+
+@cache
+def sources() -> str:
+    """The PYTHONPATH of what the image runs: compiled for its Python, which happens once for the same sources."""
+    command = [sys.executable, "-m", "hack.compile", "--python", PYTHON, "--package", str(LEDGER)]
+    compiled = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return os.pathsep.join((compiled, str(PACKAGE.parent), sysconfig.get_path("purelib")))
 
 
 class Router:
@@ -150,7 +161,7 @@ class Process:
                 [PYTHON, "-m", "fairlead_operator.ledger.main", *arguments],
                 cwd=folder,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": SOURCES},
+                env=os.environ | {"PYTHONPATH": sources()},
             )
         self.port = self._port(folder / name)
 

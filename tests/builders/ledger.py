@@ -22,7 +22,7 @@ from fairlead_operator.ledger.escrow import Account, Place, Refusal, Row, Sessio
 from fairlead_operator.ledger.exchange import Entry, Exchange, Facts, Resolved
 from fairlead_operator.ledger.places import account_id
 from fairlead_operator.ledger.schema import migrate, open_engine
-from fairlead_operator.ledger.transaction import sync
+from fairlead_operator.ledger.together import Said, sync_all
 from fairlead_operator.ledger.upkeep import upkeep
 from fairlead_operator.ledger.windows import window_at
 from fairlead_operator.tokens import Identity
@@ -322,7 +322,7 @@ class SqliteLedger:
 
     def sync(self, who: Caller, message: SyncRequest) -> SyncAnswer | Refusal:
         with self.engine.begin() as connection:
-            return sync(connection, who, message, self.now, ttl_ms=TTL_MS)
+            return sync_all(connection, [Said(who, message)], self.now, ttl_ms=TTL_MS)[0]
 
     def upkeep(self) -> int:
         with self.engine.begin() as connection:

@@ -1,6 +1,7 @@
 """The story of the demo, and what goes wrong in it, on a real node with real vLLM."""
 
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,17 @@ def test_a_spent_budget_refuses_its_team_and_no_other(fairlead: Fleet) -> None:
     story.no_overspend(fairlead.kube)
 
 
-def masked(table: str) -> list[list[str]]:
-    """The words of a table; figures and ages differ from run to run."""
-    return [
-        ["#" if word[0].isdigit() else word for word in line.split()] for line in table.splitlines() if line.strip()
-    ]
+def masked(tables: str) -> list[list[str]]:
+    """Cells of kubectl's tables; figures and ages differ from run to run, and what is too old to tell is left empty."""
+    rows: list[list[str]] = []
+    starts: list[int] = []
+    for line in tables.splitlines():
+        if line.startswith("NAMESPACE"):
+            starts = [found.start() for found in re.finditer(r"\S+", line)]
+        if line.strip():
+            cells = (line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True))
+            rows.append(["#" if not cell or cell[0].isdigit() else cell for cell in cells])
+    return rows
 
 
 def test_the_readme_shows_what_kubectl_prints(fairlead: Fleet) -> None:

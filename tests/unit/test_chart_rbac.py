@@ -24,7 +24,7 @@ OPERATOR: Grants = {
     (GROUP, "modelpools/finalizers"): {"update"},
     ("", "namespaces"): READ,
     ("", "nodes"): READ,
-    ("", "pods"): READ,
+    ("", "pods"): READ | {"patch"},
     ("", "configmaps"): {"list", "watch"},
     ("apps", "deployments"): OWN,
     ("", "services"): OWN,

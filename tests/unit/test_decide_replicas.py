@@ -1,17 +1,21 @@
 """How many replicas a pool should have, and what it says about it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_operator.decide.autoscale import Wish
 from fairlead_operator.decide.replicas import (
     DEFAULT_COLD_START_MS,
     MAX_PEAKS,
+    Bounds,
     Inputs,
     Memory,
     Peak,
+    Spending,
     bounds_of,
     cold_start_ms,
     cost_text,
@@ -235,3 +239,115 @@ def test_no_replica_goes_that_the_demand_of_now_needs(situation: Inputs) -> None
     decision = decide(situation)
     if decision.replicas < situation.current and not decision.bound_by:
         assert situation.load.demand <= decision.replicas * situation.slots
+
+
+# --- objectives of latency beside the queue, and what may be paid ---
+
+
+def wish(count: int, **fields: Any) -> Wish:
+    """What the law of latency wants of the variant h100."""
+    usual: dict[str, Any] = {
+        "counts": (("h100", count),), "current": 1, "wanted": count, "reason": "Forecast", "message": "m",
+        "because": "b",
+    }  # fmt: skip
+    return Wish(**(usual | fields))
+
+
+def test_what_latency_asks_for_is_taken_with_its_reasons_while_the_queue_asks_for_no_more() -> None:
+    decision = decide(inputs(latency=wish(3), load=load(running=4, held=6)))
+    assert (decision.replicas, decision.reason, decision.message, decision.because) == (3, "Forecast", "m", "b")
+    assert (decision.cost_per_hour_before, decision.cost_per_hour_after) == (2_950_000_000, 8_850_000_000)
+
+
+def test_a_longer_queue_than_latency_reckons_with_adds_replicas() -> None:
+    decision = decide(inputs(latency=wish(3), load=load(running=4, held=30)))
+    assert (decision.replicas, decision.reason) == (6, "QueueDepth")
+
+
+def test_the_queue_keeps_no_replica_that_latency_lets_go() -> None:
+    busy = memory(40)
+    given = inputs(latency=wish(1, reason="Unneeded"), options=(option(current=5),), memory=busy)
+    assert (decide(given).replicas, decide(given).reason) == (1, "Unneeded")
+    assert decide(replace(given, latency=None)).replicas == 5
+
+
+def test_replicas_that_the_queue_adds_go_on_top_of_the_variants_that_latency_chose() -> None:
+    dear, cheap = option("h100", 0), option("l40s", 0, 1)
+    chosen = wish(1, counts=(("h100", 1), ("l40s", 0)))
+    decision = decide(inputs(latency=chosen, options=(dear, cheap), load=load(held=14)))
+    assert decision.counts == (("h100", 1), ("l40s", 2))
+
+
+@pytest.mark.parametrize(
+    ("bound", "reason"),
+    [
+        ("CostPerThousandRequests", "CostPerRequest"),
+        ("SpendCap", "Budget"),
+        ("MaxReplicas", "MaxReplicas"),
+        ("MinReplicas", "MinReplicas"),
+        ("VariantBounds", "VariantBounds"),
+        ("StepLimit", ""),
+        ("", ""),
+    ],
+)
+def test_what_bound_the_law_is_said_in_the_words_of_conditions(bound: str, reason: str) -> None:
+    assert decide(inputs(latency=wish(2, bound_by=bound))).bound_by == reason
+
+
+def test_replicas_that_change_their_variant_are_a_change() -> None:
+    options = (option("h100", 1), option("l40s", 0, 1))
+    swapped = decide(inputs(latency=wish(1, counts=(("h100", 0), ("l40s", 1))), options=options))
+    assert (swapped.replicas, swapped.current, swapped.changed) == (1, 1, True)
+    assert not decide(inputs(latency=wish(1))).changed
+
+
+def test_a_thousand_requests_that_would_cost_too_much_add_nothing_and_take_nothing_away() -> None:
+    crowd, dear = load(running=4, held=30), Spending(per_thousand=2_950_000_000, requests_per_hour=2_999)
+    decision = decide(inputs(load=crowd, spending=dear))
+    assert (decision.replicas, decision.wanted, decision.bound_by) == (2, 6, "CostPerRequest")
+    assert decision.message.endswith(
+        "One more would cost above 2.95 USD for a thousand requests (maxCostPerThousandRequests)."
+    )
+    kept = decide(inputs(load=crowd, spending=dear, options=(option(current=4),)))
+    assert (kept.replicas, kept.bound_by) == (4, "CostPerRequest")
+
+
+def test_a_cheaper_variant_is_tried_before_a_limit_of_cost_binds() -> None:
+    options = (option("h100", 1), option("l40s", 0, 1_000_000_000))
+    limit = Spending(per_thousand=4_000_000_000, requests_per_hour=1_000)
+    decision = decide(inputs(load=load(running=4, held=4), spending=limit, options=options))
+    assert decision.counts == (("h100", 1), ("l40s", 1))
+
+
+def test_the_first_replica_of_a_pool_at_zero_is_not_held_back_by_its_cost() -> None:
+    limit = Spending(per_thousand=1, requests_per_hour=0)
+    given = inputs(bounds=bounds(minimum=0), options=(option(current=0),), load=load(held=30), spending=limit)
+    assert decide(given).replicas == 1
+
+
+def test_what_budgets_do_not_leave_goes_down_to_the_minimum() -> None:
+    broke = inputs(load=load(running=40), options=(option(current=8),), spending=Spending(per_hour=0))
+    decision = decide(broke)
+    assert (decision.replicas, decision.bound_by) == (1, "Budget")
+    assert "The budgets leave 0.00 USD/h for the pool." in decision.message
+    assert decide(replace(broke, bounds=bounds(minimum=3))).replicas == 3
+
+
+def test_a_number_that_somebody_set_is_not_cut_by_money() -> None:
+    fixed = Bounds(5, 5, 5, 0, None)
+    assert decide(inputs(bounds=fixed, spending=Spending(per_hour=0, per_thousand=0))).replicas == 5
+
+
+def test_a_price_that_is_not_known_is_above_every_limit() -> None:
+    given = inputs(load=load(running=4, held=30), options=(option(price=None),), spending=Spending(per_hour=10**15))
+    assert (decide(given).replicas, decide(given).bound_by) == (1, "Budget")
+
+
+@given(st.integers(0, 200), st.integers(0, 10), st.integers(0, 40), st.integers(1, 100_000))
+def test_no_decision_spends_more_than_budgets_leave_above_the_minimum(
+    demand: int, current: int, dollars: int, rate: int
+) -> None:
+    cap = Spending(per_hour=dollars * 10**9, per_thousand=10**9, requests_per_hour=rate)
+    decision = decide(inputs(load=load(running=demand), options=(option(current=current),), spending=cap))
+    assert decision.cost_per_hour_after is not None
+    assert decision.replicas <= 1 or decision.cost_per_hour_after <= dollars * 10**9

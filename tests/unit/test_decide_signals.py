@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fairlead_operator.decide.facts import live_pods, pod_fact, telling_line
 from fairlead_operator.decide.signals import Load, Missing, Report, Router, pool_load, told_of
-from fairlead_router.contract import PoolSignals, Signals
+from fairlead_router.contract import EngineSignals, PoolSignals, Signals
 from tests.builders.decisions import NOW, pod, pod_object
 
 POOL = "a/chat"
@@ -14,7 +15,7 @@ GATEWAY = Router("fairlead/gateway-1")
 SIDECAR = Router("a/chat-1", POOL)
 
 
-def report(router: Router, age_ms: int = 1000, draining: bool = False, **numbers: int) -> tuple[str, Report]:
+def report(router: Router, age_ms: int = 1000, draining: bool = False, **numbers: Any) -> tuple[str, Report]:
     pools = (PoolSignals(pool=POOL, **numbers),)
     signals = Signals(router=router.router, config_version="", endpoints_version="", draining=draining, pools=pools)
     return router.router, Report(router.router, NOW - age_ms, signals)
@@ -23,6 +24,15 @@ def report(router: Router, age_ms: int = 1000, draining: bool = False, **numbers
 def test_running_is_split_into_slots_and_waiting_and_held_is_added() -> None:
     reports = dict([report(GATEWAY, held=3, last_request_ms=7), report(SIDECAR, running=6, peak_running=9)])
     assert pool_load(POOL, 4, [GATEWAY, SIDECAR], reports, NOW) == Load(4, 2, 3, 12, 7)
+
+
+@pytest.mark.parametrize(("told", "split"), [(-1, (4, 2)), (1, (4, 2)), (5, (1, 5)), (99, (0, 6))])
+def test_what_an_engine_says_waits_does_not_run_though_a_slot_is_free(told: int, split: tuple[int, int]) -> None:
+    router, heard = report(SIDECAR, running=6)
+    assert heard.signals is not None
+    engine = msgspec.structs.replace(heard.signals, engine=EngineSignals(waiting=told))
+    load = pool_load(POOL, 4, [SIDECAR], {router: Report(router, NOW, engine)}, NOW)
+    assert (load.running, load.waiting) == split
 
 
 def test_a_stale_router_makes_the_load_incomplete_and_a_lower_bound() -> None:

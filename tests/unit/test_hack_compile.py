@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hack import compile as compiler
-from hack.compile import KEPT, MODULES, PACKAGE, compile_into, kept, key
+from hack.compile import KEPT, LEDGER, MODULES, PACKAGE, compile_into, kept, key
 
 
 def sources(folder: Path) -> Path:
@@ -27,7 +27,10 @@ def no_compiler(folder: Path) -> str:
 
 
 def test_every_module_that_is_compiled_exists() -> None:
-    assert [name for name in MODULES if not (PACKAGE / f"{name}.py").is_file()] == []
+    found = {package.name: package for package in (PACKAGE, LEDGER)}
+    assert found.keys() == MODULES.keys()
+    named = [found[package] / f"{name.replace('.', '/')}.py" for package in MODULES for name in MODULES[package]]
+    assert [path for path in named if not path.is_file()] == []
 
 
 def test_the_key_follows_sources_and_python(tmp_path: Path) -> None:
@@ -36,7 +39,11 @@ def test_the_key_follows_sources_and_python(tmp_path: Path) -> None:
     assert key(sys.executable, package) == before
     assert key(no_compiler(tmp_path), package) != before
     (package / "server.py").write_text("ONE = 2\n", encoding="utf-8")
-    assert key(sys.executable, package) != before
+    changed = key(sys.executable, package)
+    assert changed != before
+    (package / "inner").mkdir()
+    (package / "inner" / "data.toml").write_text("one = 1\n", encoding="utf-8")
+    assert key(sys.executable, package) not in {before, changed}
 
 
 def test_what_could_not_be_compiled_leaves_what_was_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hack.images import builder, host, recipes
 from hack.images.cache import REPOSITORY, BuildError, alone, key_of, remove, whole
 from hack.vllm import environment
 
-OPERATOR, ROUTER = recipes.RECIPES[:2]
+OPERATOR, ROUTER, CALLER = recipes.RECIPES[:3]
 BASES = recipes.Bases("base", "toolchain")
 REQUIREMENT = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==\S+ \\\n(?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", re.MULTILINE
@@ -43,14 +43,15 @@ def test_the_key_follows_the_reference_and_the_base(tmp_path: Path) -> None:
 
 
 def test_only_an_image_that_compiles_follows_the_compilers_base(tmp_path: Path) -> None:
-    repository = repository_with(repository_with(tmp_path, OPERATOR), ROUTER)
+    repository = repository_with(repository_with(tmp_path, CALLER), ROUTER)
     bases = (BASES, recipes.Bases("base", "other"))
     assert len({recipes.image_key(ROUTER, "a:1", base, repository) for base in bases}) == 2
-    assert len({recipes.image_key(OPERATOR, "a:1", base, repository) for base in bases}) == 1
+    assert len({recipes.image_key(CALLER, "a:1", base, repository) for base in bases}) == 1
 
 
-def test_the_routers_image_is_compiled_and_carries_no_compiler() -> None:
-    stages = (REPOSITORY / ROUTER.containerfile).read_text(encoding="utf-8").split("\nFROM ")[1:]
+@pytest.mark.parametrize("recipe", [ROUTER, OPERATOR], ids=lambda recipe: recipe.name)
+def test_the_images_of_router_and_ledger_are_compiled_and_carry_no_compiler(recipe: recipes.Recipe) -> None:
+    stages = (REPOSITORY / recipe.containerfile).read_text(encoding="utf-8").split("\nFROM ")[1:]
     compiling = [stage for stage in stages if stage.startswith("${COMPILER} ")]
     assert ["python3 -m hack.compile" in stage for stage in compiling] == [True]
     copied = re.findall(r"^COPY (.*)$", stages[-1], re.MULTILINE)
@@ -106,7 +107,7 @@ def test_a_context_holds_what_the_containerfile_copies_and_nothing_else(tmp_path
     wheel.write_bytes(b"wheel")
     recipes.stage(OPERATOR, wheel, tmp_path / "context", repository)
     found = sorted(str(p.relative_to(tmp_path / "context")) for p in (tmp_path / "context").rglob("*") if p.is_file())
-    assert found == ["dist/fairlead-0.1.0-py3-none-any.whl", "requirements/operator.txt"]
+    assert found == sorted(["dist/fairlead-0.1.0-py3-none-any.whl", *OPERATOR.files])
 
 
 def test_staged_files_are_readable_by_everybody_and_programs_stay_programs(tmp_path: Path) -> None:

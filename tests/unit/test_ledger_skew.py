@@ -80,3 +80,14 @@ def test_a_clock_that_was_confirmed_stays_so_when_routers_end() -> None:
     assert skew.vouched() is True
     heard(skew, 2, now=NOW + HOUR + HEARD_MS + 1, monotonic=HEARD_MS / 1000 + 0.001)
     assert skew.vouched() is not False
+
+
+def test_after_a_jump_the_routers_that_are_left_decide_however_few_they_are() -> None:
+    skew = heard(Skew(), QUORUM)
+    later = HEARD_MS / 1000 + 1
+    jumped = NOW + 2 * MAX_OFF_MS
+    heard(skew, 1, now=jumped)
+    assert skew.vouched() is False
+    heard(skew, 1, now=jumped + int(later * 1000), monotonic=later)
+    assert skew.vouched() is not False
+    assert trusted(jumped, high_water=NOW, vouched=skew.vouched())

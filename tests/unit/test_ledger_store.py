@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ from fairlead_operator.ledger.escrow import Account, Row
 from fairlead_operator.ledger.main import read_settings
 from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
 from fairlead_operator.ledger.sqlite import GROUP
-from fairlead_operator.ledger.store import Job, OverloadError, Store, each, run_group, transactions
+from fairlead_operator.ledger.store import (
+    ATTEMPTS,
+    AgainError,
+    Job,
+    OverloadError,
+    Store,
+    each,
+    run_group,
+    transactions,
+)
 from fairlead_operator.ledger.upkeep import RETENTION_MS, upkeep
 from fairlead_operator.tokens import ClusterKeys, FileKeys
 from fairlead_router.contract import Ask, Holding, PutBudgets, SpendAnswer, SyncAnswer, SyncRequest
@@ -72,11 +82,13 @@ def count(connection: Connection) -> int:
 
 
 def test_the_values_of_a_row_have_one_order_on_all_databases() -> None:
-    writes = [sql.PUT_ACCOUNT, sql.PUT_HOLDING, sql.DELETE_HOLDING, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
+    holdings = [sql.ADD_HOLDING, sql.PUT_HOLDING, sql.DELETE_HOLDING]
+    writes = [sql.PUT_ACCOUNT, *holdings, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
     for statement in writes:
         assert statement["sqlite"].order == statement["postgresql"].order
     assert sql.PUT_ACCOUNT["sqlite"].order == (*Account.__struct_fields__, "account")
-    assert sql.PUT_HOLDING["sqlite"].order[3:] == Row.__struct_fields__
+    assert sql.ADD_HOLDING["sqlite"].order[3:] == Row.__struct_fields__
+    assert sql.PUT_HOLDING["sqlite"].order[:5] == Row.__struct_fields__
     assert sql.ADD_USAGE["sqlite"].order[2:] == sql.SUMS
 
 
@@ -111,6 +123,26 @@ def test_a_message_that_breaks_fails_alone(path: Path) -> None:
     with engine.begin() as connection:
         assert count(connection) == 2
     engine.dispose()
+
+
+def test_what_was_decided_on_old_rows_is_undone_and_run_again_but_not_for_ever(path: Path) -> None:
+    store = Store(path)
+    runs: list[int] = []
+
+    def job(connection: Connection, agains: int) -> int:
+        put(f"run {agains} {len(runs)}")(connection)
+        runs.append(count(connection))
+        if len(runs) <= agains:
+            raise AgainError(put(f"first {agains}"))
+        return len(runs)
+
+    assert store.submit(partial(job, agains=1)).result(10) == 2
+    assert store.read(lambda c: sql.read(c, sql.GET_META, k="run 1 0")) == []
+    assert runs[1] == runs[0] + 1
+    runs.clear()
+    assert isinstance(store.submit(partial(job, agains=100)).exception(10), OverloadError)
+    assert len(runs) == ATTEMPTS
+    store.close()
 
 
 def test_a_database_that_cannot_be_written_is_an_overload_and_not_a_crash(path: Path) -> None:

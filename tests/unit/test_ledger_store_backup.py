@@ -21,7 +21,8 @@ from fairlead_operator.ledger.escrow import Refusal
 from fairlead_operator.ledger.schema import migrate, open_engine
 from fairlead_operator.ledger.sqlite import InUseError
 from fairlead_operator.ledger.store import Store
-from fairlead_operator.ledger.transaction import facts, sync
+from fairlead_operator.ledger.together import Said, sync_all
+from fairlead_operator.ledger.transaction import facts
 from fairlead_operator.ledger.upkeep import upkeep
 from fairlead_router.contract import Ask, Holding, SyncAnswer, SyncRequest
 from tests.builders import postgres
@@ -246,7 +247,7 @@ def test_a_database_of_the_first_version_goes_on_where_it_was(first_version: str
     )
 
     def job(connection: Connection) -> SyncAnswer | Refusal:
-        return sync(connection, caller(), message, NOW + 1, ttl_ms=TTL_MS)
+        return sync_all(connection, [Said(caller(), message)], NOW + 1, ttl_ms=TTL_MS)[0]
 
     answer = store.submit(job).result(WAIT_S)
     assert isinstance(answer, SyncAnswer)

@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,13 +16,14 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from fairlead_operator.ledger import catalog
+from fairlead_operator.ledger import postgres as postgres_dialect
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.escrow import Refusal
 from fairlead_operator.ledger.schema import NewerSchemaError, metadata, migrate, open_engine
 from fairlead_operator.ledger.store import OverloadError, Store, UnwritableError
-from fairlead_operator.ledger.transaction import sync
-from fairlead_operator.ledger.upkeep import upkeep
-from fairlead_router.contract import AccountAnswer, Ask, Holding, PutBudgets, SyncAnswer, SyncRequest
+from fairlead_operator.ledger.together import Said, sync_all
+from fairlead_operator.ledger.upkeep import audit, upkeep
+from fairlead_router.contract import AccountAnswer, Ask, Close, Holding, PutBudgets, SyncAnswer, SyncRequest
 from tests.builders import postgres
 from tests.builders.ledger import budget, caller, line
 
@@ -55,7 +58,7 @@ def spoken(who: str, message: SyncRequest) -> Callable[[Connection], SyncAnswer 
     def job(connection: Connection) -> SyncAnswer | Refusal:
         now = sql.database_now(connection)
         assert now is not None
-        return sync(connection, caller(who), message, now, ttl_ms=TTL_MS)
+        return sync_all(connection, [Said(caller(who), message)], now, ttl_ms=TTL_MS)[0]
 
     return job
 
@@ -237,7 +240,7 @@ def test_an_answer_that_was_not_waited_for_still_undoes_the_transaction(ledgers:
     def job(connection: Connection) -> None:
         with sql.unanswered(connection):
             put_meta(connection, "a")
-            sql.write_many(connection, sql.PUT_HOLDING, [("s1", 1, 1, 0, 5, 0, 0, 0)])  # returns what was not granted
+            sql.write_many(connection, sql.ADD_HOLDING, [("s1", 1, 1, 0, 5, 0, 0, 0)])  # returns what was not granted
             put_meta(connection, "b")
 
     with pytest.raises(psycopg.errors.CheckViolation, match="holding_out"):
@@ -246,10 +249,23 @@ def test_an_answer_that_was_not_waited_for_still_undoes_the_transaction(ledgers:
     assert one(ledgers[0], "SELECT count(*) FROM meta WHERE k IN ('a', 'b', 'c')") == (1,)
 
 
+def test_texts_are_stored_as_they_are(ledgers: tuple[Store, Store]) -> None:
+    texts = ["", "null", "a b", "{}", "[,]", '"', "\\", '\\"', "\n\t", "ü", "'"]
+    rows = [{"k": f"text {number}", "v": text} for number, text in enumerate(texts)]
+    ledgers[0].submit(lambda connection: sql.write(connection, sql.PUT_META, rows)).result(WAIT_S)
+    found = ledgers[1].read(lambda connection: dict(iter(sql.read(connection, sql.ALL_META))))
+    assert [found[row["k"]] for row in rows] == texts
+    assert postgres_dialect.array([1, None, "null"]) == '{1,null,"null"}'
+    assert postgres_dialect.array([1, None, "\\"]) == '{1,null,"\\\\"}'
+
+
 def test_updates_leave_the_indexes_alone(ledgers: tuple[Store, Store]) -> None:
     def put(connection: Connection, charged: int) -> None:
-        rows = [("s1", account, 1, 9, 0, charged, 0, 0) for account in range(500)]
-        sql.write_many(connection, sql.PUT_HOLDING, rows)
+        totals, places = (9, 0, charged, 0, 0), [("s1", account, 1) for account in range(500)]
+        if charged == 0:
+            sql.write_many(connection, sql.ADD_HOLDING, [(*place, *totals) for place in places])
+        else:
+            sql.write_many(connection, sql.PUT_HOLDING, [(*totals, *place) for place in places])
         connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
 
     for charged in range(3):
@@ -270,3 +286,147 @@ def test_what_is_read_is_one_state(ledgers: tuple[Store, Store]) -> None:
     before, after = ledgers[0].read(query)
     assert before == after
     assert issubclass(UnwritableError, OverloadError)
+
+
+# --- who waits for whom: accounts are locked at once and in one order, for which another ledger stands here
+
+
+class OtherLedger:
+    """A transaction of another ledger, which locks accounts one by one."""
+
+    def __init__(self, url: str) -> None:
+        self._watch = psycopg.connect(url, autocommit=True)
+        self.connection = psycopg.connect(url)
+
+    def lock(self, account: int) -> None:
+        self.connection.execute("SELECT 1 FROM account WHERE id = %s FOR NO KEY UPDATE", [account])
+
+    def wait_for(self, job: Future[Any]) -> None:
+        """Until the job waits for a lock, or needed none."""
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        deadline = time.monotonic() + WAIT_S
+        while not job.done() and self._watch.execute(waiting).fetchone() == (0,):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def commit(self) -> None:
+        self.connection.commit()
+
+    def close(self) -> None:
+        self.connection.close()
+        self._watch.close()
+
+
+@pytest.fixture
+def other(url: str) -> Iterator[OtherLedger]:
+    made = OtherLedger(url)
+    yield made
+    made.close()
+
+
+class Keys:
+    """A budget by key with two accounts, ``low`` before ``high`` in the order of their ids."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        put = PutBudgets(version=(1, 2), budgets=(budget("keys", per="Caller", period="Year", limit=LIMIT),))
+        store.submit(lambda connection: catalog.put_budgets(connection, put, now_ms())).result(WAIT_S)
+        opened = told(store, "pod-0", SyncRequest(session="s0", seq=1, asks=(self.ask("a"), self.ask("b"))))
+        told(store, "pod-0", SyncRequest(session="s0", seq=2, close=Close(complete=True)))
+        low, high = sorted(opened.accounts, key=attrgetter("account"))
+        self.low, self.high = low.account, high.account
+        self.low_ask, self.high_ask = self.ask(low.key), self.ask(high.key)
+
+    def ask(self, key: str) -> Ask:
+        return Ask(budget="team-a/keys", namespace="team-a", key=key, need=7, first=1)
+
+    def hold(self, session: str, *asks: Ask) -> None:
+        told(self.store, f"pod-{session}", SyncRequest(session=session, seq=1, asks=asks))
+
+    def lose(self) -> None:
+        lost = self.store.submit(lambda c: upkeep(c, now_ms() + 2 * TTL_MS, TTL_MS)).result(WAIT_S).lost
+        assert lost > 0
+
+    def spend(self, account: int) -> Holding:
+        return Holding(account=account, granted=7, charged=3)
+
+
+Step = Callable[[Keys], Callable[[Connection], Any]]
+
+
+def comes_twice(keys: Keys) -> Callable[[Connection], Any]:
+    keys.hold("s1", keys.low_ask, keys.high_ask)
+    again = SyncRequest(session="s1", seq=2, holdings=(keys.spend(keys.high),))
+    told(keys.store, "pod-s1", again)
+    group = [Said(caller("pod-s1"), again)] * 2
+    return lambda connection: sync_all(connection, group, now_ms(), ttl_ms=TTL_MS)
+
+
+def is_heard_again(keys: Keys) -> Callable[[Connection], Any]:
+    keys.hold("s1", keys.high_ask)
+    keys.lose()
+    return spoken("pod-s1", SyncRequest(session="s1", seq=2, asks=(keys.low_ask,)))
+
+
+def is_replayed(keys: Keys) -> Callable[[Connection], Any]:
+    keys.hold("s1", keys.low_ask, keys.high_ask)
+    return spoken("pod-s1", SyncRequest(session="s1", seq=2, replay=True, holdings=(keys.spend(keys.high),)))
+
+
+def are_lost(keys: Keys) -> Callable[[Connection], Any]:
+    keys.hold("s1", keys.high_ask)
+    keys.hold("s2", keys.low_ask)
+    later = now_ms() + 2 * TTL_MS
+    return lambda connection: upkeep(connection, later, TTL_MS)
+
+
+@pytest.mark.parametrize("step", [comes_twice, is_heard_again, is_replayed, are_lost])
+def test_no_circle_of_waiting_when_a_session(step: Step, ledgers: tuple[Store, Store], other: OtherLedger) -> None:
+    keys = Keys(ledgers[0])
+    job = step(keys)
+    runs = []
+
+    def counted(connection: Connection) -> Any:
+        runs.append(1)
+        return job(connection)
+
+    other.lock(keys.low)
+    done = ledgers[1].submit(counted)
+    other.wait_for(done)
+    other.lock(keys.high)  # of a circle, one of the two would be ended now
+    other.commit()
+    done.result(WAIT_S)
+    assert len(runs) == 1
+    assert ledgers[0].submit(lambda c: audit(c, now_ms())).result(WAIT_S) == 0
+
+
+def add_held(other: OtherLedger, amount: int) -> None:
+    """As if another session had been granted more."""
+    other.connection.execute("UPDATE account SET held = held + %s, cap_high = %s", [amount, LIMIT])
+
+
+@pytest.mark.parametrize(("others", "granted", "decided"), [(1_000, 7, 1), (LIMIT - 5, 5, 2), (LIMIT, 0, 2)])
+def test_what_others_are_granted_between_decision_and_commit_counts(
+    others: int, granted: int, decided: int, ledgers: tuple[Store, Store], other: OtherLedger
+) -> None:
+    runs = []
+
+    def job(connection: Connection) -> SyncAnswer | Refusal:
+        runs.append(1)
+        ask = Ask(budget="team-a/monthly", namespace="", want=7, need=5, first=1)
+        return spoken("pod-1", SyncRequest(session="s1", seq=2, asks=(ask,)))(connection)
+
+    told(
+        ledgers[0],
+        "pod-1",
+        SyncRequest(session="s1", seq=1, asks=(msgspec.structs.replace(ASK, want=0, need=0, first=0),)),
+    )
+    add_held(other, others)
+    answer = ledgers[0].submit(job)
+    other.wait_for(answer)
+    other.commit()
+    assert accounts(answer.result(WAIT_S))[0].granted == granted
+    assert one(ledgers[0], "SELECT held FROM account") == (others + granted,)
+    assert len(runs) == decided

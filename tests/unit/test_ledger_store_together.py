@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from fairlead_operator.ledger.escrow import Refusal
+from fairlead_operator.ledger import escrow
+from fairlead_operator.ledger.escrow import Account, Demand, Refusal, Row, Terms
 from fairlead_operator.ledger.places import account_id
-from fairlead_operator.ledger.together import Said, sync_all
-from fairlead_router.contract import Ask, Close, Holding, SyncAnswer, SyncRequest
+from fairlead_operator.ledger.together import Said, on_top, sync_all
+from fairlead_router.contract import Ask, BudgetAction, Close, Holding, SyncAnswer, SyncRequest
 from tests.builders.ledger import NOW, TTL_MS, SqliteLedger, budget, caller, line
 from tests.builders.postgres import PostgresLedger
 
@@ -124,3 +126,51 @@ def test_messages_of_one_session_see_what_those_before_them_did() -> None:
     assert ledger.query("SELECT held, charged, holders FROM account") == [(100, 100, 0)]
     assert ledger.query("SELECT count(*) FROM holding") == [(0,)]
     ledger.close()
+
+
+# --- what was decided before others changed the account
+
+TERMS = Terms(1_000, NOW - 1_000, NOW + 1_000, actions=(BudgetAction(at_percent=80, action="Pace"),))
+
+
+@st.composite
+def steps(draw: st.DrawFn, account: Account) -> tuple[Account, bool, int]:
+    """An account after what a message may do to it, whether it was granted something, and the most that was held."""
+    row = Row(granted=account.held, charged=account.charged)
+    told = Row(granted=row.granted, charged=row.charged + draw(st.integers(0, row.out)))
+    after, row = escrow.tell(account, row, replace(told, returned=draw(st.integers(0, told.out))))
+    after = escrow.act(after, TERMS, NOW)
+    demand = Demand(draw(amounts), draw(amounts), draw(amounts))
+    outcome = escrow.grant(after, row, demand, terms=TERMS, klass=draw(st.sampled_from((0, 1))), now=NOW)
+    return outcome.account, outcome.verdict == "Granted", outcome.account.held
+
+
+@given(st.data(), st.integers(0, 1_000), st.integers(0, 1_000))
+def test_a_decision_on_top_of_others_breaks_no_limit(data: st.DataObject, held: int, charged: int) -> None:
+    loaded = Account(held=held, charged=min(held, charged), holders=2, cap_high=1_000)
+    stored, _, _ = data.draw(steps(loaded))
+    decided, granted, peak = data.draw(steps(loaded))
+    made = on_top(decided, loaded, stored, peak=peak, terms=TERMS, now=NOW)
+    if made is None:
+        assert stored != loaded
+        return
+    for name in ("held", "charged", "holders"):
+        assert getattr(made, name) - getattr(stored, name) == getattr(decided, name) - getattr(loaded, name)
+    assert made.held <= TERMS.limit or not granted
+    assert escrow.act(made, TERMS, NOW) == made
+
+
+def test_a_decision_on_top_of_others_stands_unless_they_need_the_same_money() -> None:
+    loaded = Account(held=100, charged=50, holders=2, cap_high=1_000)
+    decided = replace(loaded, held=300, charged=80)
+    for added, stands in ((0, True), (700, True), (701, False)):
+        stored = replace(loaded, held=loaded.held + added, charged=60)
+        made = on_top(decided, loaded, stored, peak=300, terms=TERMS, now=NOW)
+        assert made == (replace(loaded, held=300 + added, charged=90) if stands else None)
+    for other in (replace(loaded, recall_until=NOW), replace(loaded, refused_ms=NOW), replace(loaded, acted=80)):
+        assert on_top(decided, loaded, other, peak=300, terms=TERMS, now=NOW) is None
+        assert (
+            on_top(replace(other, held=300), loaded, replace(loaded, held=101), peak=300, terms=TERMS, now=NOW) is None
+        )
+    begins_to_pace = replace(loaded, charged=770, held=800)
+    assert on_top(decided, loaded, begins_to_pace, peak=300, terms=TERMS, now=NOW) is None

@@ -5,7 +5,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,40 +17,14 @@ from fairlead_operator.cli.key import config_map, new_key, parse_expires, place
 from fairlead_operator.cli.main import main
 from fairlead_operator.decide.api_keys import key_fact
 from tests.builders.resources import make_budget
-from tests.fakes.api_server import FakeApiServer, Fault
+from tests.fakes.api_server import Fault
+from tests.fakes.served_cluster import ServedCluster
 
 DAY_MS = 86_400_000
 
 
-class Served:
-    """A fake API server in a thread of its own, and a kubeconfig for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.server = FakeApiServer()
-        self.loop = asyncio.new_event_loop()
-        self._up, self._stop = threading.Event(), asyncio.Event()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self._serve(),))
-        self.thread.start()
-        assert self._up.wait(10)
-        cluster = {"name": "fake", "cluster": {"server": self.server.url}}
-        contexts = [
-            {"name": name, "context": {"cluster": "fake", "user": "me", **more}}
-            for name, more in (("main", {"namespace": "support"}), ("bare", {}))
-        ]
-        config = {
-            "apiVersion": "v1", "kind": "Config", "clusters": [cluster], "contexts": contexts,
-            "users": [{"name": "me", "user": {"token": "t"}}], "current-context": "main",
-        }  # fmt: skip
-        self.kubeconfig = folder / "config"
-        self.kubeconfig.write_text(json.dumps(config), encoding="utf-8")
-
-    async def _serve(self) -> None:
-        async with self.server.running():
-            self._up.set()
-            await self._stop.wait()
-
-    def put(self, plural: str, body: dict[str, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(self.server.put(plural, body), self.loop).result(10)
+class Served(ServedCluster):
+    """What these tests ask of it."""
 
     def event(self, about: dict[str, Any], reason: str, note: str) -> None:
         """What the operator says of an object."""
@@ -61,11 +34,6 @@ class Served:
 
     def stored(self, name: str, namespace: str = "support") -> dict[str, Any] | None:
         return self.server.get("configmaps", namespace, f"fairlead-key-{name}")
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self.thread.join(10)
-        self.loop.close()
 
 
 @pytest.fixture

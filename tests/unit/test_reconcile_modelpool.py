@@ -1,5 +1,6 @@
 """One pool's reconcile: what it writes and tells, what it remembers and forgets, and what refuses it."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ async def test_a_new_leader_neither_tells_nor_measures_the_starts_of_before(desk
     desk.has_pod("flapped", NOW - 259_200_000, NOW - 60_000)
     await desk.reconcile(KEY)
     assert "ReplicaReady" not in desk.events
-    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == ()
+    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == {}
 
 
 async def test_a_start_that_was_watched_is_told_and_measured_once(desk: Desk) -> None:
@@ -206,7 +207,25 @@ async def test_a_start_that_was_watched_is_told_and_measured_once(desk: Desk) ->
     for _ in range(2):
         await desk.reconcile(KEY)
     assert desk.events.count("ReplicaReady") == 2
-    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == (90_000,)
+    assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == {"h100": (90_000,)}
+
+
+async def test_each_variant_has_its_own_cold_start_and_callers_hear_of_the_longest(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").variant("l40s").replicas(2)
+    await desk.reconcile(KEY)
+    await desk.clock.advance(400)
+    desk.has_pod("fast", NOW, NOW + 60_000)
+    slow = pod_object("slow", variant="l40s")
+    slow["status"]["conditions"][1]["lastTransitionTime"] = time_text(NOW + 300_000)
+    desk.view.pods.append({**slow, "created": NOW})
+    await desk.reconcile(KEY)
+    notes = {
+        variant: (desk.server.get("deployments", "ai-platform", f"chat-8b-{variant}") or {})["metadata"]["annotations"]
+        for variant in ("h100", "l40s")
+    }
+    assert {name: one["fairlead.dev/cold-start-ms"] for name, one in notes.items()} == {
+        "h100": "60000", "l40s": "300000",
+    }  # fmt: skip
 
 
 async def test_a_start_that_took_no_time_is_still_known_to_the_next_leader(desk: Desk) -> None:
@@ -408,3 +427,204 @@ async def test_other_settings_of_the_engine_are_charged_by_seeds_at_once(desk: D
 
 def _metrics(context: Context) -> bytes:
     return generate_latest(context.telemetry.registry)
+
+
+# --- who else writes the number, and who goes ---
+
+
+async def scale_from_outside(desk: Desk, replicas: int, manager: str = "kube-controller-manager") -> None:
+    live = desk.server.get("deployments", "ai-platform", "chat-8b-h100")
+    assert live is not None
+    fields = {"manager": manager, "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    meta = {**live["metadata"], "managedFields": [fields]}
+    await desk.server.put("deployments", {**live, "metadata": meta, "spec": {**live["spec"], "replicas": replicas}})
+
+
+def replicas_of(desk: Desk) -> int:
+    live = desk.server.get("deployments", "ai-platform", "chat-8b-h100")
+    assert live is not None
+    return int(live["spec"]["replicas"])
+
+
+async def test_replicas_that_somebody_else_wrote_are_set_back_and_told(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    await scale_from_outside(desk, 5, "kubectl")
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 1
+    notes = [body["note"] for place, body in desk.server._objects.items() if place[0] == "events"]
+    assert any(note.startswith("kubectl set Deployment chat-8b-h100 from 1 to 5 at") for note in notes)
+    assert desk.condition("ScalingActive")[1] != "SecondWriter"
+
+
+async def test_a_controller_that_writes_again_keeps_its_number_until_the_spec_changes(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    for number in (5, 6, 7):
+        await desk.clock.advance(15)
+        await scale_from_outside(desk, number)
+        await desk.reconcile(KEY)
+        await desk.reconcile(KEY)
+    assert replicas_of(desk) == 7
+    status, reason, message = desk.condition("ScalingActive")
+    assert (status, reason) == ("False", "SecondWriter")
+    assert "A HorizontalPodAutoscaler (kube-controller-manager) set Deployment chat-8b-h100 from 1 to 6" in message
+    assert desk.events.count("SecondWriter") == 2
+    assert desk.view.builder is not None
+    desk.view.builder = desk.view.builder.autoscaling(9).metadata(generation=2)
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 7, "more than is needed goes only after a while"
+    assert desk.condition("ScalingActive")[1] != "SecondWriter"
+
+
+async def test_the_emptiest_pods_are_marked_before_the_pool_shrinks(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").replicas(3)
+    await desk.reconcile(KEY)
+    for name, running in (("a", 7), ("b", 2), ("c", 5)):
+        desk.has_pod(name, NOW, NOW)
+        await desk.server.put("pods", {**desk.view.pods[-1], "apiVersion": "v1", "kind": "Pod"})
+        told = (PoolSignals(pool="ai-platform/chat-8b", running=running),)
+        signals = Signals(router=f"ai-platform/{name}", config_version="", endpoints_version="", pools=told)
+        desk.context.scraper._reports[signals.router] = Report(signals.router, NOW, signals)
+    desk.view.builder = desk.view.builder.replicas(2)
+    await desk.reconcile(KEY)
+    marks = {
+        name: body["metadata"].get("annotations", {}).get("controller.kubernetes.io/pod-deletion-cost")
+        for (kind, _, name), body in desk.server._objects.items()
+        if kind == "pods"
+    }
+    assert marks == {"a": None, "b": "-1", "c": None}
+    assert replicas_of(desk) == 2
+
+
+async def test_a_variant_without_room_leaves_its_replicas_to_another_one(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").variant("l40s").replicas(2)
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 2
+    body = pod_object("stuck", ready=False, unscheduled="0/7 nodes are available: 7 Insufficient nvidia.com/gpu.")
+    desk.view.pods.append({**body, "created": NOW})
+    desk.has_pod("runs", NOW, NOW)
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 2
+    await desk.clock.advance(301)
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 1
+    other = desk.server.get("deployments", "ai-platform", "chat-8b-l40s")
+    assert other is not None
+    assert other["spec"]["replicas"] == 1
+    status, reason, message = desk.condition("ScalingLimited")
+    assert (status, reason) == ("True", "NoCapacity")
+    assert message == (
+        "Variant h100 has no room for more than 1 replica: 0/7 nodes are available: 7 Insufficient nvidia.com/gpu. "
+        "Other variants serve instead where there are any; it is tried again at 11:20:01Z."
+    )
+
+
+# --- money ---
+
+
+async def served_rounds(desk: Desk, rounds: int, per_round: int, running: int) -> None:
+    """Rounds of five seconds in which so many requests came each, and so many run."""
+    if not desk.view.pods:
+        desk.has_pod("one", NOW, NOW)
+    for turn in range(rounds):
+        await desk.clock.advance(5)
+        told = (PoolSignals(pool="ai-platform/chat-8b", running=running, arrivals_total=turn * per_round),)
+        signals = Signals(router="ai-platform/one", config_version="", endpoints_version="", uptime_s=999, pools=told)
+        desk.context.scraper._reports[signals.router] = Report(signals.router, desk.clock.now_ms(), signals)
+        desk.reconcile.observe()
+    await desk.reconcile(KEY)
+
+
+@pytest.mark.parametrize(("limit", "replicas"), [("1.64", 2), ("1.63", 1)])
+async def test_no_replica_is_added_that_makes_a_thousand_requests_too_dear(
+    desk: Desk, limit: str, replicas: int
+) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").autoscaling(8, maxCostPerThousandRequests=limit)
+    await served_rounds(desk, 13, per_round=5, running=300)
+    assert replicas_of(desk) == replicas
+    status, reason, message = desk.condition("ScalingLimited")
+    if replicas == 1:
+        assert (status, reason) == ("True", "CostPerRequest")
+        assert message.startswith("Wants 2 replicas, autoscaling.maxCostPerThousandRequests allows 1.")
+    else:
+        assert status == "False"
+
+
+async def test_what_routers_judged_is_in_the_status(desk: Desk) -> None:
+    desk.has_pod("one", NOW, NOW)
+    for met, missed in ((0, 0), (995, 5)):
+        await desk.clock.advance(5)
+        told = (PoolSignals(pool="ai-platform/chat-8b", met_total=met, missed_total=missed, ttft_ms_p99=900),)
+        signals = Signals(router="ai-platform/one", config_version="", endpoints_version="", uptime_s=999, pools=told)
+        desk.context.scraper._reports[signals.router] = Report(signals.router, desk.clock.now_ms(), signals)
+        desk.reconcile.observe()
+    await desk.reconcile(KEY)
+    assert desk.status["service"] == {
+        "window": "5m", "queueDepth": 0, "timeToFirstToken": "900ms", "attainmentPercent": 99,
+    }  # fmt: skip
+
+
+# --- objectives of latency ---
+
+
+async def timed_rounds(desk: Desk, rounds: int, per_round: int) -> None:
+    """Rounds of five seconds in which so many requests of usual sizes came and met the objectives."""
+    for _ in range(rounds):
+        await desk.clock.advance(5)
+        desk.served += per_round
+        told = PoolSignals(
+            pool="ai-platform/chat-8b", running=20, arrivals_total=desk.served, finished_total=desk.served,
+            met_total=desk.served, samples=((1_000, 100),) * 16,
+        )  # fmt: skip
+        for body in desk.view.pods:
+            name, now = f"ai-platform/{body['metadata']['name']}", desk.clock.now_ms()
+            pools = (told,) if name.endswith("/one") else ()
+            signals = Signals(router=name, config_version="", endpoints_version="", uptime_s=9_999, pools=pools)
+            desk.context.scraper._reports[name] = Report(name, now, signals)
+        desk.reconcile.observe()
+        await desk.reconcile(KEY)
+        async with asyncio.timeout(20):
+            while desk.reconcile._curves._waiting:  # noqa: ASYNC110 - it is computed elsewhere
+                await asyncio.sleep(0.01)
+
+
+async def test_objectives_of_latency_add_replicas_before_anybody_waits(desk: Desk) -> None:
+    objectives = {"timeToFirstToken": "2s", "timePerOutputToken": "50ms"}
+    built = make_pool("chat-8b").model(uri="hf://meta-llama/Llama-3.1-8B-Instruct")
+    selector = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    desk.view.builder = built.variant("h100", nodeSelector=selector).autoscaling(8, objectives=objectives)
+    desk.has_pod("one", NOW, NOW)
+    await timed_rounds(desk, 1, 10)
+    status, _, message = desk.condition("ScalingActive")
+    assert status == "True"
+    assert "Objectives of latency do not count yet, queueDepth does: fewer than 8 requests have finished yet" in message
+    await timed_rounds(desk, 30, 500)
+    assert replicas_of(desk) >= 3
+    assert desk.status["scaling"][0]["reason"] in {"Forecast", "Backlog"}
+    assert "do not count yet" not in desk.condition("ScalingActive")[2]
+    assert b'fairlead_pool_need{pool="ai-platform/chat-8b"}' in _metrics(desk.context)
+    await desk.reconcile.close()
+
+
+async def test_a_rollouts_surge_pods_mark_nobody(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").replicas(1)
+    await desk.reconcile(KEY)
+    for name in ("old", "new"):
+        desk.has_pod(name, NOW, NOW)
+        await desk.server.put("pods", {**desk.view.pods[-1], "apiVersion": "v1", "kind": "Pod"})
+    desk.view.updated = 0
+    await desk.reconcile(KEY)
+    assert desk.server.count("PATCH", "/pods/") == 0
+    desk.view.updated = 1
+    await desk.reconcile(KEY)
+    assert desk.server.count("PATCH", "/pods/") == 1
+
+
+async def test_a_pod_that_cannot_be_marked_keeps_no_pool_from_shrinking(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").variant("h100").replicas(2)
+    await desk.reconcile(KEY)
+    for name in ("a", "b"):
+        desk.has_pod(name, NOW, NOW)
+    desk.view.builder = desk.view.builder.replicas(1)
+    desk.server.faults.append(Fault("PATCH", "/pods/", 403, times=9))
+    await desk.reconcile(KEY)
+    assert replicas_of(desk) == 1

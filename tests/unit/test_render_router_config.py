@@ -20,7 +20,7 @@ from fairlead_operator.render.router_config import (
 from fairlead_router.contract import Card, FallbackConfig, Issuer, PolicyConfig, TemporaryIncrease, WeightedPool
 from fairlead_router.policy import build_index
 from tests.builders.decisions import NOW, USD, pod
-from tests.builders.resources import PolicyBuilder, make_budget, make_policy, make_pool
+from tests.builders.resources import PolicyBuilder, PoolBuilder, make_budget, make_policy, make_pool
 
 RELEASE = ReleaseInput((Issuer(issuer="https://k8s", jwks="{}"),), ("ai-platform",))
 NAMESPACES = {"ai-platform": {}, "support": {"tenant": "yes"}, "search": {"tenant": "yes"}}
@@ -245,3 +245,14 @@ def test_a_budget_for_the_ledger_is_in_its_unit() -> None:
     assert sent.limit == 12_500_000_000 == 12.5 * USD
     assert [action.at_percent for action in sent.actions] == [70, 80]
     assert ledger_budget(make_budget("loop").limit(200, unit="Requests").parsed(), ("support",)).limit == 200
+
+
+def test_routers_are_told_the_objectives_that_they_judge_by() -> None:
+    def told(builder: PoolBuilder) -> tuple[int, int]:
+        (one,) = compile_config([PoolInput(builder.parsed())], [], [], RELEASE).config.pools
+        return one.ttft_ms, one.tpot_ms
+
+    both = {"timeToFirstToken": "2s", "timePerOutputToken": "1500ms"}
+    assert told(make_pool("chat").autoscaling(8, objectives=both)) == (2_000, 1_500)
+    assert told(make_pool("chat").autoscaling(8, objectives={"timeToFirstToken": "2s"})) == (2_000, 0)
+    assert told(make_pool("chat").autoscaling(8)) == told(make_pool("chat").replicas(3)) == (0, 0)

@@ -328,3 +328,27 @@ async def test_without_a_ledger_a_router_with_a_journal_answers_what_needs_no_mo
         assert (await at.ask(chat())).status == 200
         assert at.session.journal is not None
         assert not at.session.journal.full
+
+
+def no_room(root: Path) -> None:
+    """Nothing can be made in the places of the next segments of the only journal there."""
+    (folder,) = root.iterdir()
+    for number in range(2, 60):
+        (folder / f"log-{number:06d}").mkdir()
+
+
+async def test_a_full_journal_says_so_and_not_that_the_ledger_is_away(engine: FakeEngine, tmp_path: Path) -> None:
+    config = configuration(budgets=(budget(),))
+    lease = {"support/support": 10**12}
+    async with station(config, await addresses(engine), lease=lease, journal=tmp_path) as at:
+        assert (await at.ask(chat())).status == 200
+        journal = at.session.journal
+        assert journal is not None
+        no_room(tmp_path)
+        journal.renew()
+        assert journal.full
+        answer = await at.ask(chat())
+        assert (answer.status, answer.code) == (503, "journal_full")
+        assert answer.headers["retry-after"] == "2"
+        assert "support/support" in answer.json()["error"]["message"]
+        assert len(engine.receipts) == 1

@@ -11,12 +11,13 @@ from hack.compile import MODULES, PACKAGE
 
 def test_the_hot_modules_are_compiled_exactly_where_that_was_asked_for() -> None:
     asked = os.environ.get("FAIRLEAD_COMPILED") == "1"
-    found = {name: is_compiled(importlib.import_module(f"fairlead_router.{name}")) for name in MODULES}
-    assert found == dict.fromkeys(MODULES, asked)
+    modules = MODULES["fairlead_router"]
+    found = {name: is_compiled(importlib.import_module(f"fairlead_router.{name}")) for name in modules}
+    assert found == dict.fromkeys(modules, asked)
 
 
 def test_modules_whose_records_are_decoded_are_never_compiled() -> None:
-    for name in ("contract", "plan", "structs", "main"):
+    for name in ("contract", "structs", "main"):
         assert not is_compiled(importlib.import_module(f"fairlead_router.{name}"))
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_router.engine_load import LINGERS, EngineLoad, read_load
+from fairlead_router.contract import EngineSignals
+from fairlead_router.engine_load import LINGERS, EngineLoad, read_engine, read_load
 from fairlead_router.replicas import Load, parse_load
 from fairlead_router.upstream import Patience, Target, Upstreams
 
@@ -99,6 +100,89 @@ def test_labels_may_be_absent_or_hold_braces_and_spaces() -> None:
     assert read_load(plain) == Load(1, 0, 0)
     odd = EXPOSITION.replace(b"chat-8b", b'a} 5 {b \\" c')
     assert read_load(odd) == Load(7, 3, 422)
+
+
+# --- for the autoscaler ---
+
+CACHE = b'vllm:cache_config_info{block_size="16",cache_dtype="auto",engine="0",num_gpu_blocks="4062"} 1.0\n'
+DRAFTS = b"""\
+vllm:spec_decode_num_drafts_total{engine="0"} 100.0
+vllm:spec_decode_num_draft_tokens_total{engine="0"} 400.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0"} 130.0
+"""
+
+
+def test_the_autoscaler_hears_the_cache_its_use_the_load_and_the_drafts() -> None:
+    told = read_engine(EXPOSITION + CACHE + DRAFTS)
+    assert told == EngineSignals(
+        kv_tokens=64_992, kv_permille=422, running=7, waiting=3, drafts_total=100, accepted_total=130
+    )
+
+
+STEPS = b"""\
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.01"} 3.0
+vllm:inter_token_latency_seconds_sum{engine="0"} 12.5
+vllm:inter_token_latency_seconds_count{engine="0"} 500.0
+vllm:prompt_tokens_total{engine="0"} 9000.0
+"""
+SOURCES = b"""\
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 7.0e+03
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_cache_hit"} 2000.0
+"""
+
+
+def test_the_autoscaler_hears_how_long_steps_took_and_which_prompts_were_computed() -> None:
+    told = read_engine(STEPS + SOURCES)
+    assert (told.gaps_total, told.gaps_us_total, told.computed_total) == (500, 12_500_000, 7_000)
+    assert read_engine(STEPS).computed_total == 9_000
+
+
+def test_a_cache_that_is_told_in_tokens_is_not_computed() -> None:
+    told = read_engine(CACHE.replace(b"block_size", b'kv_cache_size_tokens="65000",block_size'))
+    assert told.kv_tokens == 65_000
+
+
+def test_caches_of_data_parallel_engines_are_summed() -> None:
+    assert read_engine(CACHE + CACHE.replace(b'engine="0"', b'engine="1"')).kv_tokens == 2 * 64_992
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        b"",
+        b"vllm:cache_config_info 1.0\n",
+        CACHE.replace(b"4062", b"None"),
+        EXPOSITION.replace(b"7.0", b"NaN").replace(b"3.0", b"+Inf").replace(b"0.4215", b"much"),
+    ],
+)
+def test_what_an_engine_does_not_say_is_unknown(metrics: bytes) -> None:
+    assert read_engine(metrics) == EngineSignals()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_answer_for_the_autoscaler(raw: bytes) -> None:
+    told = read_engine(raw + b"\n" + CACHE + DRAFTS)
+    assert min(told.kv_tokens, told.kv_permille, told.running, told.waiting, told.drafts_total) >= -1
+
+
+async def test_the_last_reading_stays_while_the_engine_is_idle_and_goes_when_it_is_gone(engine: Engine) -> None:
+    load = EngineLoad()
+    engine.body = EXPOSITION + CACHE
+    load.running.set(10)
+    async with following(load, engine):
+        await until(load, b"7,3,422")
+        load.running.set(0)
+        await until(load, b"")
+        assert load.told is not None
+        assert load.told.kv_tokens == 64_992
+        engine.status = 500
+        load.running.set(1)
+        async with asyncio.timeout(5):
+            while load.told is not None:  # noqa: ASYNC110 - what is awaited is a reading, not an event
+                await asyncio.sleep(TICK_S)
+
+
+# --- the exposition of any engine ---
 
 
 @given(st.binary(max_size=300))

@@ -427,6 +427,25 @@ def test_a_message_that_was_written_in_part_hides_none_after_it(tmp_path: Path) 
     kept.close()
 
 
+def test_reading_again_opens_no_file_without_a_message_that_is_asked_for(kept: Archive) -> None:
+    large = bytes(archive.FILE_BYTES)
+    for seq in (1, 2, 3, 4):  # a file each
+        kept.add(seq, large)
+    assert [path.name[-1] for path, _, _ in kept.files()] == ["1", "2", "3", "4"]
+    for path, _, _ in kept.files()[:2]:
+        path.unlink()
+        os.mkfifo(path)  # whoever opened it would wait for ever
+    assert [seq for seq, _ in kept.since(3)] == [3, 4]
+    assert kept.last() == (4, large)
+
+
+def test_the_newest_message_is_found_when_the_newest_file_holds_none(kept: Archive, tmp_path: Path) -> None:
+    kept.add(7, b"message 7")
+    (tmp_path / f"sealed-{8:020d}").write_bytes(b"torn")
+    assert kept.last() == (7, b"message 7")
+    assert kept.since(7) == [(7, b"message 7")]
+
+
 def test_messages_are_kept_for_an_hour_or_64_mib(kept: Archive) -> None:
     large = bytes(archive.FILE_BYTES)
     for seq in range(1, 20):

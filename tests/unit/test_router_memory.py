@@ -56,7 +56,7 @@ async def test_callers_of_one_namespace_share_a_plan(engine: FakeEngine) -> None
 async def test_callers_with_accounts_of_their_own_share_none(engine: FakeEngine) -> None:
     async with station(of_callers(3, per="Caller"), {POOL: (await engine.start(),)}, lease=LEASE) as at:
         await ask_all(at, range(3))
-        lanes = [lane for plan in at.router._plans._kept.values() for lane in plan.lanes if lane is not None]
+        lanes = [lane for shared in at.router._plans._kept.values() for lane in shared.plan.lanes if lane is not None]
         assert sorted(purse.key for lane in lanes for purse, _ in lane.purses) == [f"key:caller-{n}" for n in range(3)]
 
 

@@ -278,3 +278,14 @@ async def test_a_router_that_does_not_know_us_is_a_failed_replica_and_not_the_cl
     async with station(addresses={POOL: (await engine.start(), await other.start())}) as at:
         answers = [await at.ask(chat()) for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3
+
+
+async def test_a_router_without_a_configuration_blames_itself_and_not_the_caller(engine: FakeEngine) -> None:
+    async with station(addresses={POOL: (await engine.start(),)}) as at:
+        at.router.configured = False
+        answer = await at.ask(chat())
+        assert (answer.status, answer.code) == (503, "not_configured")
+        assert answer.headers["retry-after"] == "2"
+        at.router.configured = True
+        assert (await at.ask(chat())).status == 200
+    assert len(engine.receipts) == 1

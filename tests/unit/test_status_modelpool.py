@@ -8,10 +8,11 @@ import pytest
 
 from fairlead_operator.api.v1alpha1 import ModelPoolStatus
 from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.placement import NoRoom
 from fairlead_operator.decide.pricing import VariantPrice
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
-from fairlead_operator.decide.replicas import Inputs, decide
+from fairlead_operator.decide.replicas import Inputs, Spending, decide
 from fairlead_operator.render.deployment import TemplatePlan
 from fairlead_operator.status.events import events_of_modelpool, events_of_pods, replica_ready, scaled, warnings_of
 from fairlead_operator.status.modelpool import PoolView, modelpool_status
@@ -58,7 +59,9 @@ def deployment(existing: int, updated: int, *, overdue: bool = False) -> dict[st
 
 def test_a_serving_pools_status_is_as_recorded_and_fits_the_schema() -> None:
     grown = inputs(load=load(running=4, held=8))
-    status = modelpool_status(view(grown, cost_per_thousand=98_000_000, ttft_ms=1310, tpot_ms=38), {}, NOW)
+    status = modelpool_status(
+        view(grown, cost_per_thousand=98_000_000, ttft_ms=1310, tpot_ms=38, attainment_percent=99), {}, NOW
+    )
     ModelPoolStatus.model_validate(status)
     assert_golden("status/modelpool.json", json.dumps(status, indent=2) + "\n")
 
@@ -327,3 +330,63 @@ def test_a_pods_trouble_and_readiness_are_events() -> None:
     (event,) = events_of_pods([pod(), pod("x", ready=False, unscheduled="no gpu")])
     assert (event.reason, event.message) == ("ReplicaTroubled", "Pod x has no node: no gpu.")
     assert replica_ready(pod("x"), 91_400).message == "x is ready after 1m31s"
+
+
+# --- what limits and stops scaling ---
+
+
+@pytest.mark.parametrize(
+    ("spending", "message"),
+    [
+        (
+            Spending(per_hour=3_000_000_000),
+            (
+                "Wants 2 replicas, the budgets with idleCost: Included leave money for 1. 8 requests wait. "
+                "Raise their limits, or wait for the next window."
+            ),
+        ),
+        (
+            Spending(per_thousand=1, requests_per_hour=1),
+            (
+                "Wants 2 replicas, autoscaling.maxCostPerThousandRequests allows 1. 8 requests wait. "
+                "Raise it, or add a cheaper variant."
+            ),
+        ),
+    ],
+)
+def test_money_that_binds_is_a_condition_with_a_remedy(spending: Spending, message: str) -> None:
+    poor = view(inputs(load=load(running=4, held=8), spending=spending))
+    reason = "Budget" if spending.per_hour is not None else "CostPerRequest"
+    assert condition(poor, "ScalingLimited") == ("True", reason, message)
+
+
+def test_a_variant_without_room_is_a_condition_that_says_when_it_is_tried_again() -> None:
+    full = view(full={"l40s": NoRoom(0, NOW + 60_000, "")})
+    assert condition(full, "ScalingLimited") == (
+        "True",
+        "NoCapacity",
+        (
+            "Variant l40s has no room for more than 0 replicas. Other variants serve instead where there are any; "
+            "it is tried again at 11:01:00Z."
+        ),
+    )
+
+
+def test_a_second_writer_stops_scaling_and_is_named() -> None:
+    status, reason, message = condition(view(second_writer="kubectl set it."), "ScalingActive")
+    assert (status, reason, message) == ("False", "SecondWriter", "kubectl set it.")
+
+
+def test_objectives_that_do_not_count_yet_are_said() -> None:
+    status, reason, message = condition(view(latency="the capacity of variant h100 is being computed"), "ScalingActive")
+    assert (status, reason) == ("True", "SignalsFresh")
+    assert message.endswith("queueDepth does: the capacity of variant h100 is being computed.")
+
+
+def test_replicas_that_change_their_variant_are_told_as_a_scale_up() -> None:
+    options = (option("h100", 1), option("l40s", 0, 1_550_000_000))
+    moved = replace(decide(inputs(options=options)), counts=(("h100", 0), ("l40s", 1)), moved=True)
+    event = scaled(moved, options)
+    assert event is not None
+    assert event.reason == "ScaledUp"
+    assert event.message.startswith("1 to 1 replicas (-1 h100, +1 l40s)")

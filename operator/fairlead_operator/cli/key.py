@@ -97,11 +97,7 @@ class Listed:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The command line of ``fairlead key``."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-n", "--namespace", default="", help="namespace (default: the kubeconfig's)")
-    common.add_argument(
-        "--kubeconfig", default="", help="default: $KUBECONFIG, ~/.kube/config, or the pod's own account"
-    )
-    common.add_argument("--context", default="", help="context of the kubeconfig (default: the current one)")
+    add_cluster(common)
     common.add_argument("-o", "--output", choices=["table", "json"], default="table", help="table (default), or json")
     key = commands.add_parser("key", help="API keys of a namespace: create, list, revoke")
     actions = key.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -113,6 +109,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     listing.add_argument("-A", "--all-namespaces", action="store_true", help="those of every namespace")
     revoke = actions.add_parser("revoke", parents=[common], help="end a key: routers refuse it within seconds")
     revoke.add_argument("name", help="the name that it was made with")
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Which cluster and namespace, as ``place`` reads them."""
+    parser.add_argument("-n", "--namespace", default="", help="namespace (default: the kubeconfig's)")
+    parser.add_argument(
+        "--kubeconfig", default="", help="default: $KUBECONFIG, ~/.kube/config, or the pod's own account"
+    )
+    parser.add_argument("--context", default="", help="context of the kubeconfig (default: the current one)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,7 +139,7 @@ async def _run(options: argparse.Namespace) -> tuple[str, int]:
     kubeconfig, namespace = place(options)
     clock = SystemClock()
     wanted = parse_wanted(options, namespace, clock.now_ms()) if options.action == "create" else None
-    with _readable():
+    with readable():
         who = await login(kubeconfig, options.context)
         session = open_session(who)
     async with session:
@@ -158,14 +163,14 @@ def place(options: argparse.Namespace) -> tuple[str, str]:
         kubeconfig = str(Path(DEFAULT_KUBECONFIG).expanduser())
     if options.namespace or not kubeconfig:
         return kubeconfig, options.namespace or "default"
-    with _readable():
+    with readable():
         contexts, current = list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
         named = [one for one in contexts if one["name"] == options.context] or [current]
         return kubeconfig, named[0]["context"].get("namespace") or "default"
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Say what is wrong with a kubeconfig, whatever the library makes of it."""
     try:
         yield

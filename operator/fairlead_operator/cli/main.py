@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from fairlead_operator.cli import focus, key, simulate
+from fairlead_operator.cli import explain, focus, key, simulate
 from fairlead_operator.cli.ask import DAY_MS, FINE, USAGE_ERROR, UsageError, add_ledger, ledger, parse_time, trouble
 from fairlead_operator.cli.cost import DIMENSIONS, TIME, Span, cost_csv, cost_table, parse_dimensions
 from fairlead_operator.errors import LedgerError
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(os.environ).parse_args(arguments)
     if options.command == "key":
         return key.run(options)
+    if options.command == "explain":
+        return explain.run(options)
     try:
         print(COMMANDS[options.command](options, time.time_ns() // 1_000_000))
     except UsageError as error:
@@ -48,6 +50,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
     key.add_parser(commands)
+    explain.add_parser(commands, environment)
     _add_cost(commands, environment)
     simulate.add_parser(commands, environment)
     return parser

@@ -1,4 +1,4 @@
-"""``fairlead simulate budget``: what a budget would have done with the usage of a time. Nothing is changed."""
+"""``fairlead simulate``: what a budget, or a fleet, would have done with recorded demand. Nothing is changed."""
 
 import argparse
 import asyncio
@@ -14,6 +14,8 @@ from fairlead_operator.api.v1alpha1 import CostBudget
 from fairlead_operator.cli.ask import DAY_MS, UsageError, add_ledger, ledger, minute_text, parse_time
 from fairlead_operator.cli.cost import aligned
 from fairlead_operator.cli.replay import Demand, Outcome, replay
+from fairlead_operator.cli.simulate_fleet import add_parser as add_fleet
+from fairlead_operator.cli.simulate_fleet import simulate_fleet
 from fairlead_operator.decide.forecast import Forecast, forecast
 from fairlead_operator.ledger.windows import window_at
 from fairlead_operator.render.ledger_budgets import ledger_budget
@@ -46,7 +48,7 @@ class Simulation:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", environment: Mapping[str, str]) -> None:
     """The command line of ``fairlead simulate``."""
-    simulate = commands.add_parser("simulate", help="what a budget would have done with the usage of a time")
+    simulate = commands.add_parser("simulate", help="what a budget, or a fleet, would have done with recorded demand")
     actions = simulate.add_subparsers(dest="action", required=True, metavar="WHAT")
     text = "Runs the ledger's decisions over its usage, as if this CostBudget had been. Nothing is changed."
     budget = actions.add_parser("budget", help="replay usage under a CostBudget", description=text)
@@ -56,10 +58,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     text = "table (default), or json"
     budget.add_argument("-o", "--output", choices=["table", "json"], default="table", help=text)
     add_ledger(budget, environment)
+    add_fleet(actions)
 
 
 def run(options: argparse.Namespace, now_ms: int) -> str:
     """What to print. Raises UsageError, LedgerError."""
+    if options.action == "fleet":
+        return simulate_fleet(options)
     budget, models = read_budget(options.file, options.namespaces)
     since = parse_time(options.since, "--since", now_ms)
     since = window_at(since, budget.period, budget.time_zone).start

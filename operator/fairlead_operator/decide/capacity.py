@@ -109,7 +109,7 @@ def is_busy(pool: str, slots: int, routers: Sequence[Router], load: Load) -> boo
     """
     engines = [one for one in routers if one.pool == pool]
     still = all(one.platform and not one.terminating for one in engines)
-    return still and load.complete and load.running * 100 >= BUSY_PERCENT * slots * len(engines) > 0
+    return still and load.complete and (load.running + load.waiting) * 100 >= BUSY_PERCENT * slots * len(engines) > 0
 
 
 def counters_of(pool: str, routers: Sequence[Router], reports: Mapping[str, Report]) -> dict[str, Tokens]:

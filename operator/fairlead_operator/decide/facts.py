@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 LABEL_POOL = "fairlead.dev/pool"
 LABEL_VARIANT = "fairlead.dev/variant"
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ENGINE = "engine"
 ROUTER = "router"
 TROUBLE_CHARS = 400
@@ -17,6 +18,7 @@ _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageNam
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 
+_INTEGER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _PREFIX = re.compile(r"^(?:\([^()\s]+ pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\s+\S+ \S+ \[[^\]]*\]\s?)?")
 """What vLLM writes before each line: the process, then level, time and place in the source."""
 _ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: |^[\w ./-]*\berror: ")
@@ -56,6 +58,8 @@ class PodFact:
     ended_ms: int | None
     restarts: int
     trouble: Trouble | None
+    deletion_cost: int = 0
+    """A ReplicaSet that shrinks takes the pods with the lowest first."""
 
     @property
     def key(self) -> str:
@@ -122,12 +126,19 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         ended_ms=_ended_ms(status, conditions) if phase in _ENDED_PHASES else None,
         restarts=sum(int(item.get("restartCount") or 0) for item in _container_statuses(status)),
         trouble=_trouble(status, conditions),
+        deletion_cost=_whole((meta.get("annotations") or {}).get(DELETION_COST)),
     )
 
 
 def live_pods(pods: Iterable[PodFact], pool: str) -> tuple[PodFact, ...]:
     """The pool's pods that exist and have not ended, terminating ones among them."""
     return tuple(pod for pod in pods if pod.pool == pool and pod.phase not in _ENDED_PHASES)
+
+
+def _whole(text: object) -> int:
+    """An integer that somebody may have written; 0 for anything else."""
+    found = _INTEGER.fullmatch(str(text))
+    return int(found[0]) if found else 0
 
 
 def _is_true(condition: Mapping[str, Any] | None) -> bool:

@@ -4,15 +4,20 @@ A replica takes ``slots`` running requests and ``queueDepth`` waiting ones. More
 now does not fit; one is taken away only after the highest demand of a whole window would have fitted without it. The
 window is as long as a start takes: keeping a replica for that long costs what starting it again would cost in waiting,
 so the bill is at most twice that of knowing the future (ski rental).
+
+That is what ``queueDepth`` asks for. Where there are objectives of latency, their law (``decide.autoscale``) decides
+what is kept, and ``queueDepth`` only adds: the larger number wins. Neither goes above what the pool's owner or its
+budgets will pay.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Reason, ScalingReason
+from fairlead_operator.decide.autoscale import CapBound, Wish
 from fairlead_operator.decide.facts import clock_text
 from fairlead_operator.decide.signals import STALE_MS, Load, Missing
-from fairlead_operator.decide.variants import Counts, VariantOption, cost_per_hour, distribute
+from fairlead_operator.decide.variants import Counts, Split, VariantOption, change_text, cost_per_hour, distribute
 from fairlead_operator.units import format_duration, format_usd
 
 DEFAULT_SLOTS = 256
@@ -24,6 +29,15 @@ STARTS_REMEMBERED = 20
 P90_PERCENT = 90
 
 STEADY = "Steady"
+
+_LIMITS: Mapping[str, Reason] = {
+    Reason.MAX_REPLICAS: Reason.MAX_REPLICAS,
+    Reason.MIN_REPLICAS: Reason.MIN_REPLICAS,
+    Reason.VARIANT_BOUNDS: Reason.VARIANT_BOUNDS,
+    CapBound.COST: Reason.COST_PER_REQUEST,
+    CapBound.SPEND: Reason.BUDGET,
+}
+"""What bound the law of latency, as conditions say it; a step's size limits only for one round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +77,28 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Spending:
+    """What may be paid, in nano-USD; ``None`` = no limit. ``per_hour`` is what budgets leave for the pool.
+
+    ``requests_per_hour`` is what is asked of the pool now, for the cost of a thousand requests.
+    """
+
+    per_thousand: int | None = None
+    per_hour: int | None = None
+    requests_per_hour: int = 0
+
+    def bound(self, cost: int | None) -> str:
+        """What forbids to pay so much an hour, empty if nothing does; a cost that is unknown is above every limit."""
+        if self.per_hour is not None and (cost is None or cost > self.per_hour):
+            return Reason.BUDGET
+        if self.per_thousand is not None and (cost is None or cost * 1000 > self.per_thousand * self.requests_per_hour):
+            return Reason.COST_PER_REQUEST
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that a decision is made from."""
+    """Everything that a decision is made from. ``latency``: what the objectives of latency ask for."""
 
     bounds: Bounds
     options: tuple[VariantOption, ...]
@@ -74,6 +108,8 @@ class Inputs:
     cold_start_ms: int
     now_ms: int
     ready: int = 0
+    latency: Wish | None = None
+    spending: Spending = field(default_factory=Spending)
 
     @property
     def current(self) -> int:
@@ -101,10 +137,13 @@ class Decision:
     cost_per_hour_before: int | None = None
     cost_per_hour_after: int | None = None
 
+    moved: bool = False
+    """Whether a variant's number changes."""
+
     @property
     def changed(self) -> bool:
-        """Whether the number of replicas changes."""
-        return self.replicas != self.current
+        """Whether replicas come or go."""
+        return self.moved or self.replicas != self.current
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +194,47 @@ def remember(memory: Memory, load: Load, now_ms: int, window: int) -> Memory:
 
 
 def decide(inputs: Inputs) -> Decision:
-    """One decision: what demand asks for, cut to the bounds, on the cheapest variants with room."""
+    """One decision: what the objectives ask for, the most of it, cut to the bounds, on the cheapest variants."""
+    latency = inputs.latency
+    if latency is not None and _needed(inputs) <= latency.replicas:
+        return _as_wished(inputs, latency)
+    if latency is not None:
+        inputs = replace(inputs, options=_held(inputs.options, latency.counts))
+    return _by_queue(inputs)
+
+
+def _as_wished(inputs: Inputs, wish: Wish) -> Decision:
+    """What the law of latency decided; it knows the bounds."""
+    current = [(one.name, one.current) for one in inputs.options]
+    return Decision(
+        replicas=wish.replicas,
+        counts=wish.counts,
+        current=inputs.current,
+        wanted=wish.wanted,
+        reason=wish.reason,
+        message=wish.message,
+        because=wish.because,
+        bound_by=_LIMITS.get(wish.bound_by, ""),
+        signals_missing=not inputs.load.complete,
+        cost_per_hour_before=cost_per_hour(current, inputs.options),
+        cost_per_hour_after=cost_per_hour(wish.counts, inputs.options),
+        moved=_moved(wish.counts, inputs.options),
+    )
+
+
+def _held(options: Sequence[VariantOption], counts: Counts) -> tuple[VariantOption, ...]:
+    """The variants with what the law of latency wants of each as the least."""
+    wanted = dict(counts)
+    return tuple(replace(one, minimum=max(one.minimum, wanted.get(one.name, 0))) for one in options)
+
+
+def _by_queue(inputs: Inputs) -> Decision:
+    """What demand asks for, cut to the bounds and to what may be paid, on the cheapest variants with room."""
     wish = _wish(inputs)
     bounded, bound = _bounded_total(wish.replicas, inputs.bounds)
     split = distribute(bounded, inputs.options)
     bound_by = Reason.VARIANT_BOUNDS if split.short else bound
+    split, bound_by = _affordable(split, bound_by, inputs)
     texts = (*_told(wish, bound_by, inputs, split.total), _set_text(split.counts, inputs.options))
     return Decision(
         replicas=split.total,
@@ -173,7 +248,27 @@ def decide(inputs: Inputs) -> Decision:
         signals_missing=inputs.bounds.fixed is None and not inputs.load.complete,
         cost_per_hour_before=cost_per_hour(((one.name, one.current) for one in inputs.options), inputs.options),
         cost_per_hour_after=cost_per_hour(split.counts, inputs.options),
+        moved=_moved(split.counts, inputs.options),
     )
+
+
+def _moved(counts: Counts, options: Sequence[VariantOption]) -> bool:
+    current = {one.name: one.current for one in options}
+    return any(current.get(name, 0) != count for name, count in counts)
+
+
+def _affordable(split: Split, bound_by: str, inputs: Inputs) -> tuple[Split, str]:
+    """The largest number that may be paid, never below the minimum or a pool's first replica.
+
+    What runs stays where a thousand requests cost too much, but not where the budgets leave no money for it.
+    """
+    floor = max(inputs.bounds.minimum, 1)
+    while split.total > floor and inputs.bounds.fixed is None:
+        bound = inputs.spending.bound(cost_per_hour(split.counts, inputs.options))
+        if not bound or (bound == Reason.COST_PER_REQUEST and split.total <= inputs.current):
+            break
+        split, bound_by = distribute(split.total - 1, inputs.options), bound
+    return split, bound_by
 
 
 def missing_text(missing: Sequence[Missing], now_ms: int) -> str:
@@ -194,13 +289,18 @@ def _wish(inputs: Inputs) -> _Wish:
     if bounds.fixed is not None:
         text = f"spec.replicas is {bounds.fixed}"
         return _Wish(bounds.fixed, ScalingReason.REPLICAS_SET, f"{text}.", text)
-    needed = -(-load.demand // (inputs.slots + bounds.queue_depth))
+    needed = _needed(inputs)
     if needed > inputs.current:
         return _grow(inputs, needed)
     if not load.complete:
         text = f"{missing_text(load.missing, inputs.now_ms)} It keeps {_replicas(inputs.current)}."
         return _Wish(inputs.current, Reason.SIGNALS_MISSING, text, "signals are missing")
     return _idle(inputs) or _shrink(inputs) or _keep(inputs)
+
+
+def _needed(inputs: Inputs) -> int:
+    """Replicas that hold what is asked for now with at most queueDepth waiting at each."""
+    return -(-inputs.load.demand // (inputs.slots + inputs.bounds.queue_depth))
 
 
 def _grow(inputs: Inputs, needed: int) -> _Wish:
@@ -298,6 +398,11 @@ def _bound_text(bound_by: str, inputs: Inputs, total: int) -> str:
             return f"The minimum is {inputs.bounds.minimum} ({whose})."
         case Reason.VARIANT_BOUNDS:
             return f"The variants' maxReplicas allow {total} together."
+        case Reason.COST_PER_REQUEST:
+            most = price_text(inputs.spending.per_thousand or 0)
+            return f"One more would cost above {most} USD for a thousand requests (maxCostPerThousandRequests)."
+        case Reason.BUDGET:
+            return f"The budgets leave {price_text(max(0, inputs.spending.per_hour or 0))} USD/h for the pool."
         case _:
             return "No limit bound." if total != inputs.current and inputs.bounds.fixed is None else ""
 
@@ -310,13 +415,6 @@ def _set_text(counts: Counts, options: Sequence[VariantOption]) -> str:
     unpriced = sorted({one.name for one in options if one.price is None})
     known = f" ({', '.join(unpriced)} without a price: taken last)" if unpriced else ""
     return f"{change} is the cheapest set{known}."
-
-
-def change_text(counts: Counts, options: Sequence[VariantOption]) -> str:
-    """Such as ``+1 l40s, -2 h100``; empty when nothing changes."""
-    current = {one.name: one.current for one in options}
-    changes = [(count - current.get(name, 0), name) for name, count in counts]
-    return ", ".join(f"{change:+d} {name}" for change, name in changes if change)
 
 
 def cost_text(decision: Decision) -> str:

@@ -51,7 +51,7 @@ class Load:
     running: int = 0
     """Requests in the engines' slots."""
     waiting: int = 0
-    """Requests at the engines beyond their slots."""
+    """Requests at the engines beyond their slots, or that the engines say wait: for room in their KV cache."""
     held: int = 0
     """Requests that entry routers hold back."""
     peak: int = 0
@@ -79,12 +79,13 @@ def pool_load(pool: str, slots: int, routers: Sequence[Router], reports: Mapping
     """
     believed = [router for router in routers if router.may_tell_of(pool)]
     fresh = [(router, report.signals) for router in believed if (report := _fresh(router, reports, now_ms))]
-    seen = [(router, _of_pool(signals, pool), signals) for router, signals in fresh if signals is not None]
-    engines = [one for router, one, signals in seen if _counts_engine(router, pool, signals)]
-    entries = [one for _, one, _ in seen]
+    seen = [(router, signals_of(signals, pool), signals) for router, signals in fresh if signals is not None]
+    taken = [(one, signals) for router, one, signals in seen if _counts_engine(router, pool, signals)]
+    engines, entries = [one for one, _ in taken], [one for _, one, _ in seen]
+    waiting = sum(_waiting(one.running, slots, signals) for one, signals in taken)
     return Load(
-        running=sum(min(one.running, slots) for one in engines),
-        waiting=sum(max(0, one.running - slots) for one in engines),
+        running=sum(one.running for one in engines) - waiting,
+        waiting=waiting,
         held=sum(one.held for one in entries),
         peak=sum(max(one.running, one.peak_running) for one in engines)
         + sum(max(one.held, one.peak_held) for one in entries),
@@ -98,7 +99,13 @@ def told_of(
 ) -> tuple[PoolSignals, ...]:
     """What fresh routers, whose word counts, say of a pool."""
     believed = (_fresh(router, reports, now_ms) for router in routers if router.may_tell_of(pool))
-    return tuple(_of_pool(one.signals, pool) for one in believed if one is not None and one.signals is not None)
+    return tuple(signals_of(one.signals, pool) for one in believed if one is not None and one.signals is not None)
+
+
+def heard_from(routers: Iterable[Router], pool: str, reports: Mapping[str, Report]) -> dict[str, Report]:
+    """The last answer, old or new, of every router that has answered and whose word on the pool counts."""
+    believed = (one.router for one in routers if one.may_tell_of(pool))
+    return {name: report for name in believed if (report := reports.get(name)) is not None and report.signals}
 
 
 def _fresh(router: Router, reports: Mapping[str, Report], now_ms: int) -> Report | None:
@@ -108,8 +115,16 @@ def _fresh(router: Router, reports: Mapping[str, Report], now_ms: int) -> Report
     return report
 
 
-def _of_pool(signals: Signals, pool: str) -> PoolSignals:
-    return next((one for one in signals.pools if one.pool == pool), PoolSignals(pool=pool))
+def signals_of(signals: Signals | None, pool: str) -> PoolSignals:
+    """What one answer says of a pool; nothing but zeros if it does not name it."""
+    told = () if signals is None else signals.pools
+    return next((one for one in told if one.pool == pool), PoolSignals(pool=pool))
+
+
+def _waiting(running: int, slots: int, signals: Signals) -> int:
+    """Of the requests at one engine those that do not run, by its own word as far as it gives it."""
+    told = signals.engine.waiting if signals.engine is not None else 0
+    return max(0, running - slots, min(running, told))
 
 
 def _counts_engine(router: Router, pool: str, signals: Signals) -> bool:

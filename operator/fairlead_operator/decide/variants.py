@@ -66,6 +66,13 @@ def cost_per_hour(counts: Iterable[tuple[str, int]], options: Sequence[VariantOp
     return sum(known) if len(known) == len(used) else None
 
 
+def change_text(counts: Counts, options: Sequence[VariantOption]) -> str:
+    """Such as ``+1 l40s, -2 h100``; empty when nothing changes."""
+    current = {one.name: one.current for one in options}
+    changes = [(count - current.get(name, 0), name) for name, count in counts]
+    return ", ".join(f"{change:+d} {name}" for change, name in changes if change)
+
+
 class _Unit(NamedTuple):
     """One possible replica; units sort in the order in which they are taken."""
 

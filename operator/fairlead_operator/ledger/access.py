@@ -6,8 +6,6 @@ routers in platform namespaces speak for all.
 """
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 
 from fairlead_operator.ledger.escrow import BATCH, MAX_AMOUNT, OTHERS, Refusal
 from fairlead_operator.tokens import Identity
@@ -16,6 +14,8 @@ from fairlead_router.contract import Ask, Holding, LedgerBudget, SyncRequest, Un
 MAX_LINES = 10_000
 MAX_TEXT = 256
 BIN_DIGITS = 3
+BINS = frozenset(map(str, range(10**BIN_DIGITS)))
+"""The names of bins, as they nearly always are written."""
 CLASSES = frozenset({BATCH, OTHERS})
 OPERATOR_ACCOUNT = "fairlead-operator"
 GATEWAY_ACCOUNT = "fairlead-gateway"
@@ -151,10 +151,13 @@ def _usage_fault(line: UsageLine) -> str:
     if not joined.isprintable():
         return PRINTABLE
     bins = line.bins
-    if bins and not ("".join(bins).isdecimal() and all(bins) and max(map(len, bins)) <= BIN_DIGITS):
+    if not bins.keys() <= BINS and not all(name.isdecimal() and len(name) <= BIN_DIGITS for name in bins):
         return f"bins are named by numbers of at most {BIN_DIGITS} digits"
-    sums = line.requests | line.prompt | line.cached | line.output | line.nano_usd | line.saved | line.bucket
-    if _in_range(reduce(or_, bins.values(), sums | line.card)):
+    bits = line.requests | line.prompt | line.cached | line.output | line.nano_usd | line.saved | line.bucket
+    bits |= line.card
+    for count in bins.values():
+        bits |= count
+    if _in_range(bits):
         return ""
     amounts = line.requests, line.prompt, line.cached, line.output, line.nano_usd, line.saved, line.bucket, line.card
     return _range_fault((*amounts, *bins.values()))

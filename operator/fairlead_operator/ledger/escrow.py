@@ -12,9 +12,9 @@ increases, edits and deletion only change what may be held: ``cap``.
 
 from typing import Literal
 
-import msgspec
 from msgspec.structs import replace
 
+from fairlead_operator.ledger.structs import Frozen, Light, same
 from fairlead_router.contract import Action, BudgetAction, LedgerBudget, Verdict
 
 MAX_AMOUNT = 1 << 60
@@ -39,7 +39,7 @@ class BooksError(ValueError):
     """A session's totals do not add up; the session is closed and all that it holds stays counted."""
 
 
-class Session(msgspec.Struct, frozen=True):
+class Session(Frozen, frozen=True):
     """What the ledger knows of a router process. ``taken``: a successor speaks for it, itself it may not any more."""
 
     id: str
@@ -57,7 +57,7 @@ class Session(msgspec.Struct, frozen=True):
         return self.pod.partition("/")[0]
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class Row(Light, frozen=True):
     """Running totals of one session in one account, and ``reserved``: a gauge of what requests in flight may cost.
 
     A struct, like Account, and no dataclass: a message makes hundreds of them, and those copy ten times as fast.
@@ -78,7 +78,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 NOTHING = Row()
 
 
-class Demand(msgspec.Struct, frozen=True, gc=False):
+class Demand(Light, frozen=True):
     """Grant up to ``want``; requests wait for ``need`` in all, the smallest of them for ``first``."""
 
     want: int = 0
@@ -91,7 +91,7 @@ class Demand(msgspec.Struct, frozen=True, gc=False):
         return Demand(self.want + other.want, self.need + other.need, min(firsts, default=0))
 
 
-class Account(msgspec.Struct, frozen=True, gc=False):
+class Account(Light, frozen=True):
     """One allowance in one window. ``cap_high`` is the highest cap under which a grant was made.
 
     ``acted`` is the highest share (percent) whose actions are in force, ``pace_from`` and ``pace_base`` when pacing
@@ -116,7 +116,7 @@ class Account(msgspec.Struct, frozen=True, gc=False):
         return self.charged + self.unreconciled
 
 
-class Terms(msgspec.Struct, frozen=True):
+class Terms(Frozen, frozen=True):
     """What limits the accounts of one budget in one window now: ``limit`` is that of the budget and its increase.
 
     It is 0 when the budget was deleted or counts in another series. ``idle`` is what of it idle replicas cost so far,
@@ -131,7 +131,7 @@ class Terms(msgspec.Struct, frozen=True):
     actions: tuple[BudgetAction, ...] = ()
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(Frozen, frozen=True):
     """The message is not applied: the answer's status, and what the router needs to go on."""
 
     status: Literal[403, 404, 409, 410, 413, 422, 425, 503]
@@ -140,7 +140,7 @@ class Refusal(msgspec.Struct, frozen=True):
     retry_after_ms: int = 0
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(Frozen, frozen=True):
     """An account and a holding after a demand, and when to ask again if nothing was granted."""
 
     account: Account
@@ -304,13 +304,13 @@ def tell(account: Account, row: Row, report: Row, *, final: bool = False) -> tup
 
     Raises BooksError.
     """
-    if report == row and not final:
+    if same(report, row) and not final:
         return account, row
     new = merged(row, report)
     if final:
         new = _returned(new, new.out)
     held = (new.granted - row.granted) - (new.returned - row.returned) + (new.unbacked - row.unbacked)
-    gained = (new != NOTHING and not final) - (row != NOTHING)
+    gained = (not same(new, NOTHING) and not final) - (not same(row, NOTHING))
     # Grants that are not known here were made under a cap that was lost with them.
     lost = new.granted - row.granted
     books = replace(
@@ -366,14 +366,14 @@ def grant(account: Account, row: Row, demand: Demand, *, terms: Terms, klass: in
     available = most - account.held
     if available < demand.first:
         return _refused(account, row, demand.first, most, terms=terms, klass=klass, now=now)
-    amount = size(account, demand, available=available, existing=row != NOTHING, now=now)
+    amount = size(account, demand, available=available, existing=not same(row, NOTHING), now=now)
     if amount <= 0:
         return Outcome(account, row)
     books = replace(
         account,
         held=account.held + amount,
         cap_high=max(account.cap_high, most),
-        holders=account.holders + (row == NOTHING),
+        holders=account.holders + same(row, NOTHING),
     )
     return Outcome(books, replace(row, granted=row.granted + amount), "Granted")
 

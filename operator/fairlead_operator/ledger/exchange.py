@@ -5,15 +5,16 @@ The same steps run on the database (``transaction``) and, in tests, on dictionar
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from itertools import filterfalse
 from typing import Protocol
 
-import msgspec
 from msgspec.structs import replace
 
 from fairlead_operator.ledger import escrow
 from fairlead_operator.ledger.access import Caller
 from fairlead_operator.ledger.escrow import NOTHING, Account, Demand, Place, Refusal, Row, Session, State, Terms
 from fairlead_operator.ledger.statements import ARCHIVE_MS
+from fairlead_operator.ledger.structs import Frozen, same
 from fairlead_router.contract import (
     AccountAnswer,
     Ask,
@@ -35,7 +36,7 @@ SHARES = 8
 """A lease is sized at most at an eighth of what is available for each holder (the routers' sizing rule)."""
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(Frozen, frozen=True):
     """What the ledger knows of itself.
 
     ``recovery``: until when nothing is granted, for a namespace or ("") for all. ``idle``: cost so far of idle
@@ -44,12 +45,12 @@ class Facts(msgspec.Struct, frozen=True):
 
     epoch: str = ""
     budgets_version: tuple[int, int] = (0, 0)
-    recovery: dict[str, int] = {}
-    idle: dict[str, int] = {}
+    recovery: dict[str, int] = {}  # noqa: RUF012 - each record gets its own
+    idle: dict[str, int] = {}  # noqa: RUF012 - each record gets its own
     high_water: int = 0
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(Frozen, frozen=True):
     """An account that a message names, with all that a decision on it needs.
 
     ``name`` is the budget's, and empty if the account counts for none now: routers then let go of it and ask anew.
@@ -66,7 +67,7 @@ class Entry(msgspec.Struct, frozen=True):
     account: Account
 
 
-class Resolved(msgspec.Struct, frozen=True):
+class Resolved(Frozen, frozen=True):
     """An ask and its account; none when the budget does not exist (for this caller) or does not match."""
 
     ask: Ask
@@ -123,12 +124,12 @@ Said = tuple[Verdict, int]
 UNASKED: Said = "None", 0
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(Frozen, frozen=True):
     """Accounts and holdings after a message, and the verdicts on what was asked for, with when to ask again."""
 
     accounts: dict[int, Account]
     rows: dict[Place, Row]
-    verdicts: dict[Place, Said] = {}
+    verdicts: dict[Place, Said] = {}  # noqa: RUF012 - each record gets its own
 
 
 Named = dict[Place, set[str | None]]
@@ -320,7 +321,7 @@ class Exchange:
         """Decide all demands; Batch, which may wait for what others leave, is served last."""
         verdicts: dict[Place, Said] = {}
         demands = _demands(self._holdings, resolved)
-        for place in sorted(demands, key=_others_first):
+        for place in [*filter(_is_other, demands), *filterfalse(_is_other, demands)]:
             id_, klass = place
             entry = entries[id_]
             if left := self._recovering(entry):
@@ -335,9 +336,9 @@ class Exchange:
 
     def _store(self, entries: dict[int, Entry], before: dict[Place, Row], decision: Decision) -> None:
         self._books.put_accounts(
-            {id_: account for id_, account in sorted(decision.accounts.items()) if account != entries[id_].account}
+            {id_: account for id_, account in decision.accounts.items() if not same(account, entries[id_].account)}
         )
-        changed = {place: row for place, row in sorted(decision.rows.items()) if row != before.get(place, NOTHING)}
+        changed = {place: row for place, row in decision.rows.items() if not same(row, before.get(place, NOTHING))}
         self._books.put_rows(self._message.session, changed)
 
     # --- the answer
@@ -410,7 +411,7 @@ def _close(close: Close, accounts: dict[int, Account], rows: dict[Place, Row]) -
     for item in close.unknown:
         unknown[item.account, item.klass] += item.amount
     for place, row in rows.items():
-        if row != NOTHING:
+        if not same(row, NOTHING):
             accounts[place[0]], rows[place] = escrow.close(
                 accounts[place[0]], row, complete=close.complete, unknown=unknown[place]
             )
@@ -432,8 +433,9 @@ def _unknown(resolved: Iterable[Resolved]) -> tuple[str, ...]:
     return tuple(sorted({item.ask.budget for item in resolved if item.account is None}))
 
 
-def _others_first(place: Place) -> tuple[int, int]:
-    return place[0], -place[1]
+def _is_other(place: Place) -> bool:
+    """Whether it is of the class of all but Batch."""
+    return place[1] != escrow.BATCH
 
 
 def _demands(holdings: Iterable[Holding], resolved: Iterable[Resolved]) -> dict[Place, Demand]:

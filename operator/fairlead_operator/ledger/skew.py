@@ -29,13 +29,14 @@ class Skew:
         self._votes: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """By session, how far the clocks are apart (ms), and when it said so; who was heard last is the last."""
         self._needed = 0
+        self._jumped = 0.0
         self._apart: float | None = None
 
     def hear(self, session: str, sent_at: int, now: int, monotonic: float) -> None:
         """A message came; ``sent_at`` is 0 if it does not tell. A clock that jumped has to be voted for anew."""
         apart = now - monotonic * 1000
         if self._apart is not None and abs(apart - self._apart) > MAX_OFF_MS:
-            self._needed = min(QUORUM, len(self._votes))
+            self._needed, self._jumped = min(QUORUM, len(self._votes)), monotonic
             self._votes.clear()
         self._apart = apart
         if sent_at:
@@ -43,6 +44,8 @@ class Skew:
             self._votes.move_to_end(session)
         while self._votes and self._is_over(monotonic):
             self._votes.popitem(last=False)
+        if (monotonic - self._jumped) * 1000 > HEARD_MS:  # whoever is still there has spoken since
+            self._needed = min(self._needed, max(1, len(self._votes)))
         if self._needed and self.vouched():
             self._needed = 0
 

@@ -5,6 +5,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -38,17 +40,23 @@ REFUSALS: Final = (sqlite3.OperationalError,)
 """Errors of a database that cannot be used now: the disk is full, read-only, or the file is locked."""
 WAL_PAGES: Final = 4_000
 BUSY_MS: Final = 5_000
+AT_ONCE: Final = (64, 8)
+"""Rows of one INSERT, where there are as many: to step from row to row costs the driver more than SQLite the row."""
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 _new = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One statement as SQLite takes it: its parameters are given in ``order``; ``row`` is the type of its rows."""
+    """One statement as SQLite takes it: its parameters are given in ``order``; ``row`` is the type of its rows.
+
+    ``inserts``: it inserts one row, and can be made to insert many.
+    """
 
     text: str
     order: tuple[str, ...]
     row: type[tuple[Any, ...]]
+    inserts: bool = False
 
     def read(self, connection: Connection, parameters: dict[str, Any]) -> list[Any]:
         """All rows."""
@@ -61,8 +69,21 @@ class Text:
         return int(raw(connection).execute(self.text, [parameters[name] for name in self.order]).rowcount)
 
     def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
-        """Run for each row."""
-        raw(connection).executemany(self.text, rows)
+        """Run for each row, in their order."""
+        driver, done = raw(connection), 0
+        for size in AT_ONCE if self.inserts else ():
+            while len(rows) - done >= size:
+                driver.execute(of_rows(self.text, size), list(chain.from_iterable(rows[done : done + size])))
+                done += size
+        driver.executemany(self.text, rows[done:])
+
+
+@lru_cache(maxsize=256)
+def of_rows(text: str, count: int) -> str:
+    """An INSERT of one row as one of many."""
+    before, values, row_and_rest = text.partition(" VALUES ")
+    row, end, rest = row_and_rest.partition(")")
+    return f"{before}{values}{', '.join([row + end] * count)}{rest}"
 
 
 def raw(connection: Connection) -> Any:
@@ -73,7 +94,7 @@ def raw(connection: Connection) -> Any:
 def compiled(statement: ClauseElement, row: type[tuple[Any, ...]], columns: Sequence[str] | None = None) -> Text:
     """A statement as text."""
     done: Any = statement.compile(dialect=_DIALECT, column_keys=columns)
-    return Text(str(done), tuple(done.positiontup or ()), row)
+    return Text(str(done), tuple(done.positiontup or ()), row, inserts=isinstance(statement, sqlite.Insert))
 
 
 def ids(name: str, _type: type[TypeEngine[Any]]) -> Select[Any]:

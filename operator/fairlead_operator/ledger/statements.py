@@ -8,7 +8,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ClauseElement,
     Column,
     Connection,
+    Select,
     Table,
     Text,
     bindparam,
@@ -89,6 +90,12 @@ def database_now(connection: Connection) -> int | None:
     return now
 
 
+def shared(connection: Connection) -> bool:
+    """Whether other ledgers may write to this database."""
+    several: bool = DIALECTS[connection.dialect.name].SHARED
+    return several
+
+
 def exclusive(connection: Connection, name: str) -> None:
     """Keep other ledgers out of what has this name until the transaction ends."""
     DIALECTS[connection.dialect.name].exclusive(connection, name)
@@ -121,6 +128,15 @@ def _add(table: Table, columns: Sequence[str]) -> Statement:
     for name, d in DIALECTS.items():
         statement, keys = d.adding(table, columns)
         made[name] = d.compiled(statement.on_conflict_do_nothing(), _NO_ROW, keys)
+    return made
+
+
+def _insert(table: Table, columns: Sequence[str]) -> Statement:
+    """Insert; a row that is there already is an error."""
+    made = {}
+    for name, d in DIALECTS.items():
+        statement, keys = d.adding(table, columns)
+        made[name] = d.compiled(statement, _NO_ROW, keys)
     return made
 
 
@@ -225,7 +241,8 @@ def _keys(d: ModuleType) -> ClauseElement:
     listed, (window, namespace) = d.rows("rows", BigInteger, Text)
     joined = listed.join(window_ns, (window_ns.c.window_id == window) & (window_ns.c.namespace == namespace))
     known = select(window_ns.c.window_id, window_ns.c.namespace, window_ns.c["keys"].label("known"))
-    return known.select_from(joined).with_for_update(of=window_ns)
+    in_order = known.select_from(joined).order_by(window_ns.c.window_id, window_ns.c.namespace)
+    return in_order.with_for_update(of=window_ns)
 
 
 PLACES = _sql(_places)
@@ -235,20 +252,24 @@ ADD_ACCOUNT = _add(account, ["id", "window_id", "namespace", "key"])
 BOOKS = Account.__struct_fields__
 """The columns of an account that messages change."""
 ACCOUNTS = _sql(
+    lambda d: select(
+        account.c.id, account.c.window_id, account.c.namespace, account.c.key, *(account.c[name] for name in BOOKS)
+    ).where(account.c.id.in_(d.ids("ids", BigInteger)))
+)
+"""As they are committed now: who changes them locks them first, and looks again."""
+_lock_order = account.c.holders > literal_column("1"), account.c.id
+"""In which all ledgers lock accounts, so that none waits for another in a circle; those that many wait for come last.
+
+A transaction that has locked accounts locks no more of them.
+"""
+LOCKED_ACCOUNTS = _sql(
     lambda d: (
-        select(
-            account.c.id,
-            account.c.window_id,
-            account.c.namespace,
-            account.c.key,
-            *(account.c[name] for name in BOOKS),
-        )
+        select(account.c.id, *(account.c[name] for name in BOOKS))
         .where(account.c.id.in_(d.ids("ids", BigInteger)))
-        .order_by(account.c.id)
+        .order_by(*_lock_order)
         .with_for_update(key_share=True)
     )
 )
-"""In the order of their ids, which all ledgers lock them in: none waits for another in a circle."""
 SCOPES = _sql(
     lambda d: (
         select(
@@ -272,13 +293,15 @@ SCOPES = _sql(
 )
 """Windows and their budgets: the same few of all accounts, and so not read with each of them."""
 PUT_ACCOUNT = _change(account, {"id": "account"}, BOOKS)
+MOVED: Final[tuple[str, ...]] = ("held", "charged", "cap_high")
+"""The columns that most messages change."""
+_moving, _moved = postgres.updating(account, {"id": "account"} | {name: f"was_{name}" for name in MOVED}, MOVED)
+MOVE_ACCOUNT = postgres.compiled(_moving, _NO_ROW, _moved)
+"""Only where they are what the change was decided on. Their row is locked by it; an account not found is not."""
 
 # --- sessions and holdings
 
 _session = ("id", "pod_uid", "pod", "seq", "seen_ms", "state", "taken")
-SESSION = _sql(
-    lambda _d: select(*(session.c[name] for name in _session)).where(session.c.id == bindparam("id")).with_for_update()
-)
 SESSIONS = _sql(
     lambda d: (
         select(*(session.c[name] for name in _session))
@@ -320,22 +343,35 @@ def _holdings_of(d: ModuleType) -> ClauseElement:
 
 HOLDINGS_OF = _sql(_holdings_of)
 ALL_HOLDINGS = _sql(lambda _d: select(*_totals).where(holding.c.session_id == bindparam("session")))
-PUT_HOLDING = _put(holding, ["session_id", "account_id", "class", *TOTALS], TOTALS)
+ADD_HOLDING = _insert(holding, ["session_id", "account_id", "class", *TOTALS])
+PUT_HOLDING = _change(holding, {"session_id": "session", "account_id": "account", "class": "class"}, TOTALS)
+UPSERT_HOLDING = _put(holding, ["session_id", "account_id", "class", *TOTALS], TOTALS)
 DELETE_HOLDING = _remove(holding, {"session_id": "session", "account_id": "account", "class": "class"})
-RELABEL = _sql(
-    lambda _d: (
+
+
+def _held_by(d: ModuleType) -> Select[Any]:
+    return select(holding.c.account_id).where(holding.c.session_id.in_(d.ids("sessions", Text)))
+
+
+LOCKED_HELD = _sql(
+    lambda d: (
+        select(account.c.id).where(account.c.id.in_(_held_by(d))).order_by(*_lock_order).with_for_update(key_share=True)
+    )
+)
+"""The accounts that sessions hold something of."""
+LOSE = _sql(
+    lambda d: (
         update(account)
-        .where(account.c.id.in_(select(holding.c.account_id).where(holding.c.session_id == bindparam("session"))))
+        .where(account.c.id.in_(_held_by(d)))
         .values(
             unreconciled=account.c.unreconciled
-            + bindparam("sign", type_=BigInteger)
-            * select(func.sum(literal_column(_out, BigInteger)))
-            .where(holding.c.session_id == bindparam("session"), holding.c.account_id == account.c.id)
+            + select(func.sum(literal_column(_out, BigInteger)))
+            .where(holding.c.session_id.in_(d.ids("sessions", Text)), holding.c.account_id == account.c.id)
             .scalar_subquery()
         )
     )
 )
-"""Move what a session holds between leased (sign -1) and unreconciled (sign 1): a label, no money."""
+"""Count what sessions hold as unreconciled: a label, no money moves."""
 
 # --- usage
 
@@ -347,7 +383,7 @@ DIM_COUNTS = _sql(
         .group_by(dim.c.namespace)
     )
 )
-DIM_COLUMNS = (
+DIM_COLUMNS: Final[tuple[str, ...]] = (
     "namespace",
     "caller",
     "feature",
@@ -361,7 +397,7 @@ DIM_COLUMNS = (
     "card",
 )
 ADD_DIM = _add(dim, ["hash", *DIM_COLUMNS])
-SUMS = ("requests", "prompt", "cached", "output", "nano_usd", "saved")
+SUMS: Final[tuple[str, ...]] = ("requests", "prompt", "cached", "output", "nano_usd", "saved")
 ADD_USAGE = _put(usage, ["bucket", "dim_id", *SUMS], SUMS, _sum)
 ADD_BIN = _put(cost_hist, ["bucket", "dim_id", "bin", "n"], ["n"], _sum)
 
@@ -399,7 +435,7 @@ ARCHIVED = _sql(
         select(account.c.id)
         .join(budget_window, budget_window.c.id == account.c.window_id)
         .where(budget_window.c.end_ms <= bindparam("archived"), account.c.holders > literal_column("0"))
-        .order_by(account.c.id)
+        .order_by(*_lock_order)
         .limit(literal_column("1000"))
         .offset(literal_column("0"))
         .with_for_update(key_share=True, of=account)

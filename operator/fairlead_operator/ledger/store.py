@@ -42,6 +42,14 @@ class UnwritableError(OverloadError):
     """The database cannot be written now; nothing was applied."""
 
 
+class AgainError(OverloadError):
+    """Others changed what a transaction was decided on: it is run again, after ``first`` was done in it."""
+
+    def __init__(self, first: Callable[[Connection], None]) -> None:
+        super().__init__("others kept changing the same rows; nothing was applied")
+        self.first = first
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What waits to be written. Jobs of one handler that follow each other are given to it together.
@@ -176,14 +184,24 @@ def run_group(engine: Engine, group: list[Job]) -> None:
 
 def _committed(engine: Engine, group: list[Job]) -> list[Any]:
     """The results of a group's jobs after their commit."""
+    first: Callable[[Connection], None] = _nothing
     for attempt in range(ATTEMPTS):
         try:
             with engine.begin() as connection:
+                first(connection)
                 return _run(connection, group)
+        except AgainError as error:
+            if attempt == ATTEMPTS - 1:
+                raise
+            first = error.first
         except Exception as error:
             if attempt == ATTEMPTS - 1 or _state(error) not in DIALECTS[engine.dialect.name].RETRIED:
                 raise
     raise AssertionError  # the last attempt returned or raised
+
+
+def _nothing(_connection: Connection) -> None:
+    """What comes before a transaction that was not run before."""
 
 
 def _run(connection: Connection, group: list[Job]) -> list[Any]:

@@ -1,23 +1,29 @@
-"""Many ``sync`` messages in one transaction: what they need is loaded once, and what they changed is stored once.
+"""``sync`` messages in one transaction where other ledgers write as well: loaded once, decided, and stored once.
 
 The messages are applied one after the other, each on what those before it left, as if each had a transaction of its
-own: SQLite has one writer, and on PostgreSQL sessions and accounts are locked as they are loaded, in the order of
-their ids.
+own. Sessions are locked when they are loaded, but accounts only when they are stored, all of them at once and in one
+order: nobody waits in a circle, and accounts that many use are held for the time of the writes and not of the
+decisions. What others did to an account since it was loaded is added to what was decided; where the decision might
+have been another one then, all is undone and decided again on locked accounts.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec.structs import replace
 from sqlalchemy import Connection
 
+from fairlead_operator.ledger import escrow
 from fairlead_operator.ledger import statements as sql
-from fairlead_operator.ledger import usage
 from fairlead_operator.ledger.access import CLASSES, Caller
-from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Refusal, Row, Session
+from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Refusal, Row, Session, Terms
 from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Facts, Resolved
-from fairlead_operator.ledger.transaction import SqlBooks, log_loss, session_row
+from fairlead_operator.ledger.kept import KeptBooks
+from fairlead_operator.ledger.store import AgainError
+from fairlead_operator.ledger.structs import same
+from fairlead_operator.ledger.transaction import SqlBooks, log_loss
 from fairlead_router.contract import Ask, SyncAnswer, SyncRequest, UsageLine
 
 
@@ -38,12 +44,13 @@ def sync_all(
     ttl_ms: int = TTL_MS,
     alarm: Alarm = log_loss,
 ) -> list[SyncAnswer | Refusal]:
-    """Apply messages in their order, each once, or say of each why not."""
-    base = SqlBooks(connection, now, vouched=said[-1].vouched)
-    if len(said) == 1:
-        return [Exchange(base, said[0].caller, said[0].message, now, ttl_ms=ttl_ms, alarm=alarm).run()]
-    books = SharedBooks(connection, base, now)
-    books.load([item.message for item in said])
+    """Apply messages in their order, each once, or say of each why not. Raises AgainError, having changed nothing."""
+    books: SharedBooks | KeptBooks
+    if sql.shared(connection):
+        books = SharedBooks(connection, SqlBooks(connection, now, vouched=said[-1].vouched), now)
+        books.load([item.message for item in said])
+    else:
+        books = KeptBooks(connection, now, vouched=said[-1].vouched)
     answers = [Exchange(books, item.caller, item.message, now, ttl_ms=ttl_ms, alarm=alarm).run() for item in said]
     books.store()
     return answers
@@ -54,9 +61,17 @@ class _Held:
     """What is known of a session's holdings: those of ``accounts``, or all. A row of nothing stands for no row."""
 
     rows: dict[Place, Row] = field(default_factory=dict)
+    stored: set[Place] = field(default_factory=set)
+    """Those that the database has."""
     accounts: set[int] = field(default_factory=set)
     all: bool = False
     changed: set[Place] = field(default_factory=set)
+
+    def add(self, rows: dict[Place, Row]) -> None:
+        """Rows as they are stored, unless they are known."""
+        self.stored |= rows.keys()
+        for place, row in rows.items():
+            self.rows.setdefault(place, row)
 
 
 class SharedBooks:
@@ -71,7 +86,12 @@ class SharedBooks:
         self._spoke: set[str] = set()
         self._held: dict[str, _Held] = defaultdict(_Held)
         self._entries: dict[int, Entry] = {}
-        self._changed: set[int] = set()
+        self._loaded: dict[int, Account] = {}
+        """The changed accounts as they were loaded."""
+        self._peaks: dict[int, int] = {}
+        """The most that was held of them after a message."""
+        self._asked: list[tuple[tuple[Ask, ...], Caller, int]] = []
+        """What accounts may have been opened for."""
         self._lines: list[UsageLine] = []
 
     def load(self, messages: Sequence[SyncRequest]) -> None:
@@ -82,23 +102,61 @@ class SharedBooks:
         for session, account in named:
             self._held[session].accounts.add(account)
         for session, place, row in self._base.rows_of(named):
-            self._held[session].rows[place] = row
+            self._held[session].add({place: row})
         self._entries = self._base.entries({account for _, account in named}, self.facts())
 
     def store(self) -> None:
-        """Store what changed since it was loaded."""
-        sessions = (session for name in sorted(self._spoke) if (session := self._sessions[name]))
+        """Store what changed since it was loaded. Raises AgainError."""
         held = sorted(self._held.items())
         with sql.unanswered(self._connection):
-            self._base.put_accounts({id_: self._entries[id_].account for id_ in sorted(self._changed)})
-            self._base.put_rows_of((name, place, of.rows[place]) for name, of in held for place in sorted(of.changed))
-            sql.write(self._connection, sql.PUT_SESSION, map(session_row, sessions))
-            usage.add(self._connection, self._lines, self._now)
-        for _, of in held:
-            of.changed.clear()
-        self._spoke.clear()
-        self._changed.clear()
-        self._lines.clear()
+            self._base.put_rows(
+                ((name, place, of.rows[place]) for name, of in held for place in sorted(of.changed)),
+                {(name, place) for name, of in held for place in of.stored & of.changed},
+            )
+            self._base.put_sessions(session for name in sorted(self._spoke) if (session := self._sessions[name]))
+            numbers = self._base.numbers(self._lines)
+        alone, common = self._parted()
+        if not self._base.move_accounts(alone):
+            raise self._again()
+        with sql.unanswered(self._connection):
+            self._base.put_accounts(self._locked(common))
+            self._base.count(self._lines, numbers)
+
+    def _parted(self) -> tuple[dict[int, tuple[Account, Account]], list[int]]:
+        """The changed accounts: those without other holders, before and after, and those that must be locked first.
+
+        Those without come first in the order of locks. They need no lock before the change, unless one of them is
+        changed in such a way that others would have to decide anew.
+        """
+        changed = {id_: (loaded, self._entries[id_].account) for id_, loaded in sorted(self._loaded.items())}
+        alone = {id_: pair for id_, pair in changed.items() if pair[0].holders <= 1}
+        if any(_unmoved(loaded) != _unmoved(decided) for loaded, decided in alone.values()):
+            alone = {}
+        return alone, [id_ for id_ in changed if id_ not in alone]
+
+    def _locked(self, ids: list[int]) -> dict[int, Account]:
+        """Changed accounts with what others changed of them, who cannot any more. Raises AgainError."""
+        stored = self._base.locked(ids) if ids else {}
+        made = {}
+        for id_ in ids:
+            entry, found = self._entries[id_], stored.get(id_)
+            peak, terms, loaded = self._peaks[id_], entry.terms, self._loaded[id_]
+            on = on_top(entry.account, loaded, found, peak=peak, terms=terms, now=self._now) if found else None
+            if on is None:
+                raise self._again()
+            made[id_] = on
+        return made
+
+    def _again(self) -> AgainError:
+        return AgainError(partial(self._first, sessions=set(self._sessions), accounts=set(self._entries)))
+
+    def _first(self, connection: Connection, *, sessions: set[str], accounts: set[int]) -> None:
+        """Lock, before all is done again, what it will need: then nobody else can change it."""
+        base = self._base.on(connection)
+        base.sessions(sessions)
+        for asks, caller, at in self._asked:
+            base.resolve(asks, caller, base.facts(), at=at, create=True)
+        base.locked(accounts)
 
     def facts(self) -> Facts:
         """See Books."""
@@ -113,7 +171,7 @@ class SharedBooks:
     def add_session(self, session: Session) -> None:
         """See Books. Stored at once: another ledger may have the same message."""
         self._base.add_session(session)
-        self._sessions[session.id] = self._base.session(session.id)
+        self._sessions |= self._base.sessions({session.id})
 
     def put_session(self, session: Session) -> None:
         """See Books."""
@@ -125,19 +183,21 @@ class SharedBooks:
         held = self._held[session]
         if accounts is None:
             if not held.all:
-                held.rows = self._base.rows(session, None) | held.rows
+                held.add(self._base.rows(session, None))
                 held.all = True
-            return {place: row for place, row in held.rows.items() if row != NOTHING}
+            return {place: row for place, row in held.rows.items() if not same(row, NOTHING)}
         wanted = set(accounts)
         if not held.all and (missing := wanted - held.accounts):
-            held.rows |= self._base.rows(session, missing)
+            held.add(self._base.rows(session, missing))
             held.accounts |= missing
         rows = held.rows
         places = ((account, klass) for account in wanted for klass in CLASSES)
-        return {place: rows[place] for place in places if rows.get(place, NOTHING) != NOTHING}
+        return {place: rows[place] for place in places if not same(rows.get(place, NOTHING), NOTHING)}
 
     def resolve(self, asks: tuple[Ask, ...], caller: Caller, facts: Facts, *, at: int, create: bool) -> list[Resolved]:
         """See Books."""
+        if asks and create:
+            self._asked.append((asks, caller, at))
         return self._base.resolve(asks, caller, facts, at=at, create=create)
 
     def entries(self, accounts: Iterable[int], facts: Facts) -> dict[int, Entry]:
@@ -150,8 +210,10 @@ class SharedBooks:
     def put_accounts(self, accounts: dict[int, Account]) -> None:
         """See Books."""
         for id_, account in accounts.items():
-            self._entries[id_] = replace(self._entries[id_], account=account)
-        self._changed.update(accounts)
+            entry = self._entries[id_]
+            self._loaded.setdefault(id_, entry.account)
+            self._peaks[id_] = max(self._peaks.get(id_, 0), account.held)
+            self._entries[id_] = replace(entry, account=account)
 
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """See Books."""
@@ -160,10 +222,15 @@ class SharedBooks:
         held.changed |= rows.keys()
 
     def relabel(self, session: str, sign: int) -> None:
-        """See Books. It works on what is stored, and rarely comes: all is stored first, and loaded anew."""
-        self.store()
-        self._base.relabel(session, sign)
-        self._entries.clear()
+        """See Books."""
+        rows = self.rows(session, None)
+        entries = self.entries({account for account, _ in rows}, self.facts())
+        labelled = {id_: entry.account for id_, entry in entries.items()}
+        for (id_, _klass), row in rows.items():
+            if id_ in labelled:
+                before = labelled[id_]
+                labelled[id_] = replace(before, unreconciled=before.unreconciled + sign * row.out)
+        self.put_accounts(labelled)
 
     def count(self, lines: tuple[UsageLine, ...]) -> None:
         """See Books."""
@@ -173,3 +240,37 @@ class SharedBooks:
         """See Books."""
         self._base.recover(scope, until)
         self._facts = None
+
+
+def on_top(decided: Account, loaded: Account, stored: Account, *, peak: int, terms: Terms, now: int) -> Account | None:
+    """What was decided on ``loaded``, made of what others have ``stored`` since; None where it may not stand on that.
+
+    Sums take what was added to them. It stands if every grant would still have been within every class's cap (``peak``
+    is the most that was held when one was made), and if neither side found a reason to refuse, to recall or to act.
+    """
+    if same(stored, loaded):
+        return decided
+    before, after = loaded.held, stored.held
+    made = replace(
+        stored,
+        held=after + decided.held - before,
+        charged=stored.charged + decided.charged - loaded.charged,
+        unbacked=stored.unbacked + decided.unbacked - loaded.unbacked,
+        unreconciled=stored.unreconciled + decided.unreconciled - loaded.unreconciled,
+        holders=stored.holders + decided.holders - loaded.holders,
+        cap_high=max(stored.cap_high, decided.cap_high),
+    )
+    most = min(escrow.cap(terms, made, klass, now) for klass in CLASSES)
+    fits = after <= before or peak + after - before <= most
+    calm = _moods(decided) == _moods(loaded) == _moods(stored)
+    return made if fits and calm and same(escrow.act(made, terms, now), made) else None
+
+
+def _unmoved(account: Account) -> tuple[int | None, ...]:
+    """All but MOVED."""
+    return account.unbacked, account.unreconciled, account.holders, *_moods(account)
+
+
+def _moods(account: Account) -> tuple[int | None, ...]:
+    """All but the sums."""
+    return account.recall_until, account.refused_ms, account.acted, account.pace_from, account.pace_base

@@ -1,7 +1,7 @@
-"""One ``sync`` message on the database, in the writer's transaction: what ``exchange`` needs to load and to store."""
+"""What ``sync`` messages need of the database, read and written in the writer's transaction."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +13,13 @@ from fairlead_operator.ledger import escrow, skew, usage
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.access import Caller
 from fairlead_operator.ledger.catalog import Version
-from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Refusal, Row, Session, Terms
-from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Facts, Resolved
+from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Row, Session, Terms
+from fairlead_operator.ledger.exchange import Entry, Facts, Resolved
 from fairlead_operator.ledger.idle import KEY as IDLE
 from fairlead_operator.ledger.idle import Idle, idle_of
 from fairlead_operator.ledger.places import Resolver, decode_budget
-from fairlead_router.contract import Ask, LedgerBudget, SyncAnswer, SyncRequest, UsageLine, Window
+from fairlead_operator.ledger.structs import Frozen, same
+from fairlead_router.contract import Ask, LedgerBudget, UsageLine, Window
 
 RECOVERY = "recovery_until"
 HIGH_WATER = "clock_high_water"
@@ -31,53 +32,37 @@ def log_loss(loss: str, begun: bool) -> None:
     log.error("%s; %s", loss, "nothing is granted for one ttl" if begun else "no recovery begins by it")
 
 
-def sync(
-    connection: Connection,
-    caller: Caller,
-    message: SyncRequest,
-    now: int,
-    *,
-    ttl_ms: int = TTL_MS,
-    vouched: bool | None = None,
-    alarm: Alarm = log_loss,
-) -> SyncAnswer | Refusal:
-    """Apply one message once, or say why not. ``vouched``: what the routers' clocks say of the ledger's (``skew``)."""
-    books = SqlBooks(connection, now, vouched=vouched)
-    return Exchange(books, caller, message, now, ttl_ms=ttl_ms, alarm=alarm).run()
-
-
 class SqlBooks:
-    """The books on the database, for one message: ``exchange.Books``."""
+    """The books on the database."""
 
     def __init__(self, connection: Connection, now: int, *, vouched: bool | None = None) -> None:
         self._connection = connection
         self._now = now
         self._vouched = vouched
 
+    def on(self, connection: Connection) -> "SqlBooks":
+        """The same in another transaction."""
+        return SqlBooks(connection, self._now, vouched=self._vouched)
+
     def facts(self) -> Facts:
-        """See Books."""
+        """What the ledger knows of itself."""
         return facts(self._connection)
 
-    def session(self, session: str) -> Session | None:
-        """See Books."""
-        rows = sql.read(self._connection, sql.SESSION, id=session)
-        return stored_session(rows[0]) if rows else None
-
     def sessions(self, ids: set[str]) -> dict[str, Session]:
-        """The known ones of these sessions."""
+        """The known ones of these sessions, locked."""
         found = sql.read(self._connection, sql.SESSIONS, ids=sql.as_list(ids))
         return {row.id: stored_session(row) for row in found}
 
     def add_session(self, session: Session) -> None:
-        """See Books."""
+        """Insert a session, unless it exists."""
         sql.write(self._connection, sql.ADD_SESSION, [session_row(session)])
 
-    def put_session(self, session: Session) -> None:
-        """See Books."""
-        sql.write(self._connection, sql.PUT_SESSION, [session_row(session)])
+    def put_sessions(self, sessions: Iterable[Session]) -> None:
+        """Store sessions."""
+        sql.write(self._connection, sql.PUT_SESSION, map(session_row, sessions))
 
     def rows(self, session: str, accounts: Iterable[int] | None) -> dict[Place, Row]:
-        """See Books."""
+        """What a session holds of some accounts, or (None) of all."""
         if accounts is None:
             found = sql.read(self._connection, sql.ALL_HOLDINGS, session=session)
         else:
@@ -90,14 +75,14 @@ class SqlBooks:
         return ((session, (account, klass), Row(*totals)) for session, account, klass, *totals in found)
 
     def resolve(self, asks: tuple[Ask, ...], caller: Caller, facts: Facts, *, at: int, create: bool) -> list[Resolved]:
-        """See Books."""
+        """The accounts of asks: ``exchange.Books``."""
         if not asks:
             return []
         trusted = skew.trusted(self._now, high_water=facts.high_water, vouched=self._vouched)
         return Resolver(self._connection, at, create=create, open_windows=trusted).resolve(asks, caller)
 
     def entries(self, accounts: Iterable[int], facts: Facts) -> dict[int, Entry]:
-        """See Books."""
+        """Accounts as they are now, not locked."""
         found = sql.read(self._connection, sql.ACCOUNTS, ids=sql.as_list(accounts))
         if not found:
             return {}
@@ -106,36 +91,52 @@ class SqlBooks:
         terms: dict[tuple[int, str], Terms] = {}
         return {row[0]: _entry(row, scopes[row[1]], terms, facts, self._now) for row in found if row[1] in scopes}
 
+    def locked(self, accounts: Iterable[int]) -> dict[int, Account]:
+        """Accounts, locked until the transaction ends. It must not lock others afterwards."""
+        found = sql.read(self._connection, sql.LOCKED_ACCOUNTS, ids=sql.as_list(accounts))
+        return {id_: Account(*books) for id_, *books in found}
+
     def put_accounts(self, accounts: dict[int, Account]) -> None:
-        """See Books."""
+        """Store accounts."""
         rows = [(*astuple(account), id_) for id_, account in accounts.items()]
         sql.write_many(self._connection, sql.PUT_ACCOUNT, rows)
 
-    def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
-        """See Books."""
-        self.put_rows_of((session, place, row) for place, row in rows.items())
+    def move_accounts(self, moved: dict[int, tuple[Account, Account]]) -> bool:
+        """Store accounts that are as they were (the first of two) but for MOVED. False: at least one is not."""
+        rows = [
+            (new.held, new.charged, new.cap_high, id_, old.held, old.charged, old.cap_high)
+            for id_, (old, new) in moved.items()
+        ]
+        return not rows or sql.MOVE_ACCOUNT.change(self._connection, rows) == len(rows)
 
-    def put_rows_of(self, rows: Iterable[tuple[str, Place, Row]]) -> None:
-        """Store holdings of many sessions; those of nothing are removed."""
-        kept, gone = [], []
+    def put_rows(self, rows: Iterable[tuple[str, Place, Row]], known: set[tuple[str, Place]]) -> None:
+        """Store holdings of many sessions: those ``known`` are there, and removed if they are of nothing now."""
+        added, kept, gone = [], [], []
         for session, place, row in rows:
-            if row == NOTHING:
+            stored = (session, place) in known
+            something = not same(row, NOTHING)
+            if something and stored:
+                kept.append((*astuple(row), session, *place))
+            elif something:
+                added.append((session, *place, *astuple(row)))
+            elif stored:
                 gone.append((session, *place))
-            else:
-                kept.append((session, *place, *astuple(row)))
+        sql.write_many(self._connection, sql.ADD_HOLDING, added)
         sql.write_many(self._connection, sql.PUT_HOLDING, kept)
         sql.write_many(self._connection, sql.DELETE_HOLDING, gone)
 
-    def relabel(self, session: str, sign: int) -> None:
-        """See Books."""
-        relabel(self._connection, session, sign=sign)
+    def numbers(self, lines: Collection[UsageLine]) -> usage.Ids:
+        """The numbers of the lines' dimensions."""
+        found: usage.Ids = {}
+        usage.number(self._connection, lines, found)
+        return found
 
-    def count(self, lines: tuple[UsageLine, ...]) -> None:
-        """See Books."""
-        usage.add(self._connection, lines, self._now)
+    def count(self, lines: Iterable[UsageLine], numbers: usage.Ids) -> None:
+        """Add usage lines to the sums."""
+        usage.add(self._connection, lines, self._now, numbers)
 
     def recover(self, scope: str, until: int) -> None:
-        """See Books."""
+        """Store until when nothing is granted: ``exchange.Books``."""
         key = f"{RECOVERY}/{scope}" if scope else RECOVERY
         sql.write(self._connection, sql.PUT_META, [{"k": key, "v": str(until)}])
 
@@ -151,7 +152,7 @@ def session_row(session: Session) -> dict[str, Any]:
     return msgspec.structs.asdict(session) | {"taken": int(session.taken)}
 
 
-class _Scope(msgspec.Struct, frozen=True):
+class _Scope(Frozen, frozen=True):
     """What the accounts of a window have in common."""
 
     window: Window
@@ -205,8 +206,3 @@ def _facts(rows: tuple[tuple[str, str], ...]) -> Facts:
 def put_high_water(connection: Connection, now: int) -> None:
     """Keep the time that a clock worth trusting shows."""
     sql.write(connection, sql.PUT_META, [{"k": HIGH_WATER, "v": str(now)}])
-
-
-def relabel(connection: Connection, session: str, *, sign: int) -> None:
-    """Count what a session holds as unreconciled (1) or as leased again (-1)."""
-    sql.write(connection, sql.RELABEL, [{"session": session, "sign": sign}])

@@ -6,7 +6,6 @@ from sqlalchemy import Connection
 
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.rollup import roll_up
-from fairlead_operator.ledger.transaction import relabel
 
 EVERY_S = 10
 RETENTION_MS = 400 * 24 * 3_600_000
@@ -52,8 +51,10 @@ def upkeep(connection: Connection, now: int, ttl_ms: int) -> Health:
 def mark_lost(connection: Connection, now: int, ttl_ms: int) -> int:
     """Open sessions that were silent for longer than the ttl: what they hold is unreconciled, and stays counted."""
     silent = [row.id for row in sql.read(connection, sql.SILENT, before=now - ttl_ms)]
-    for session in silent:
-        relabel(connection, session, sign=1)
+    if silent:
+        sessions = sql.as_list(silent)
+        sql.read(connection, sql.LOCKED_HELD, sessions=sessions)
+        sql.run(connection, sql.LOSE, sessions=sessions)
     sql.write(connection, sql.SET_STATE, ({"session": session, "state": "Lost"} for session in silent))
     return len(silent)
 

@@ -1,7 +1,7 @@
 """Usage lines, added up in quarter hours by dimension."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from operator import add as add_up
@@ -21,27 +21,40 @@ NEWEST_MS = 3_600_000
 
 Dimension = tuple[str | int, ...]
 """The values of DIM_COLUMNS."""
+Ids = dict[Dimension, int]
+Place = tuple[int, int]
+"""Bucket and dimension."""
 _DIMENSION: Callable[[UsageLine], Dimension] = attrgetter(*sql.DIM_COLUMNS)
 _SUMS: Callable[[UsageLine], tuple[int, ...]] = attrgetter(*sql.SUMS)
 
 
-def add(connection: Connection, lines: Iterable[UsageLine], now: int) -> None:
-    """Add lines to the sums; the sequence number of their message takes care that each comes once."""
-    placed = [(_DIMENSION(line), _bucket(line, now), line) for line in lines]
-    if not placed:
-        return
-    ids = _ids(connection, list(dict.fromkeys(dimension for dimension, _, _ in placed)))
-    sums: dict[tuple[int, int], Iterable[int]] = {}
-    bins: dict[tuple[int, int, int], int] = {}
-    for dimension, bucket, line in placed:
-        place = bucket, ids[dimension]
-        told = _SUMS(line)
-        sums[place] = tuple(map(add_up, sums[place], told)) if place in sums else told
-        for index, count in line.bins.items():
-            bin_ = *place, int(index)
-            bins[bin_] = bins.get(bin_, 0) + count
-    sql.write_many(connection, sql.ADD_USAGE, [(*place, *told) for place, told in sorted(sums.items())])
-    sql.write_many(connection, sql.ADD_BIN, [(*bin_, count) for bin_, count in sorted(bins.items())])
+def add(connection: Connection, lines: Iterable[UsageLine], now: int, known: Ids | None = None) -> None:
+    """Add lines to the sums; the sequence number of their message takes care that each comes once.
+
+    ``known`` are the numbers of dimensions as the database has them, for callers that keep them: new ones are added.
+    """
+    ids: Ids = {} if known is None else known
+    told = list(lines)
+    number(connection, told, ids)
+    sums: dict[Place, Iterable[int]] = {}
+    bins: dict[Place, dict[int, int]] = {}
+    for line in told:
+        place, amounts = (_bucket(line, now), ids[_DIMENSION(line)]), _SUMS(line)
+        sums[place] = tuple(map(add_up, sums[place], amounts)) if place in sums else amounts
+        counts = bins.setdefault(place, {})
+        for name, count in line.bins.items():
+            bin_ = int(name)
+            counts[bin_] = counts.get(bin_, 0) + count
+    places = sorted(sums)
+    sql.write_many(connection, sql.ADD_USAGE, [(*place, *sums[place]) for place in places])
+    found = [(*place, bin_, bins[place][bin_]) for place in places for bin_ in sorted(bins[place])]
+    sql.write_many(connection, sql.ADD_BIN, found)
+
+
+def number(connection: Connection, lines: Collection[UsageLine], known: Ids) -> None:
+    """Add the numbers of the lines' dimensions that are not known; dimensions that are new get one."""
+    if missing := {dimension: None for line in lines if (dimension := _DIMENSION(line)) not in known}:
+        known |= _ids(connection, list(missing))
 
 
 def _bucket(line: UsageLine, now: int) -> int:
@@ -50,7 +63,7 @@ def _bucket(line: UsageLine, now: int) -> int:
     return (line.bucket if believable else now) // BUCKET_MS * BUCKET_MS
 
 
-def _ids(connection: Connection, dimensions: list[Dimension]) -> dict[Dimension, int]:
+def _ids(connection: Connection, dimensions: list[Dimension]) -> Ids:
     hashes = {dimension: _hash(dimension) for dimension in dimensions}
     known = _known(connection, hashes.values())
     missing = [dimension for dimension, digest in hashes.items() if digest not in known]

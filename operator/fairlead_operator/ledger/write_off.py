@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from fairlead_operator.ledger import escrow, exchange
+from fairlead_operator.ledger import escrow
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.escrow import NOTHING, Place, Refusal, Row, Session
 from fairlead_operator.ledger.schema import account, budget_window, holding, series, session
@@ -29,11 +29,12 @@ def write_off(connection: Connection, message: WriteOff, who: str, now: int, ttl
         return Refusal(409, reason=f"session {alive[0]} is not dead; wait until it is Lost, nothing was written off")
     amount = sum(row.out for rows in held.values() for row in rows.values())
     books = SqlBooks(connection, now)
-    accounts = {id_: entry.account for id_, entry in books.entries(_ids(held), exchange.Facts()).items()}
+    accounts = books.locked(_ids(held))
     for one, rows in held.items():
         for (id_, _klass), row in rows.items():
             accounts[id_] = escrow.write_off(accounts[id_], row)
-        books.put_rows(one.id, dict.fromkeys(rows, NOTHING))
+        known = {(one.id, place) for place in rows}
+        books.put_rows(((name, place, NOTHING) for name, place in known), known)
     books.put_accounts(accounts)
     sql.write(connection, sql.SET_STATE, ({"session": one.id, "state": "Closed"} for one in held))
     detail = (

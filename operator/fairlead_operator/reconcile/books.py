@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 from fairlead_operator.decide.capacity import Evidence
 from fairlead_operator.decide.outlook import Outlook
+from fairlead_operator.decide.placement import NoRoom
 from fairlead_operator.decide.rates import PoolCard
 from fairlead_operator.decide.replicas import STARTS_REMEMBERED, Memory
+from fairlead_operator.decide.rounds import Seen
+from fairlead_operator.decide.second_writer import ForeignWrites
+from fairlead_operator.reconcile.autoscaler import Past, PoolLaw
 from fairlead_router.contract import SpendAnswer
 
 BudgetsVersion = tuple[int, int]
@@ -17,8 +21,9 @@ PODS_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """When a pod was created and when it became ready."""
+    """When a pod of a variant was created and when it became ready."""
 
+    variant: str
     created_ms: int
     ready_ms: int
 
@@ -33,8 +38,8 @@ class Starts:
     """How long the last pods took from their creation to ready; each pod counts once."""
 
     counted: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    measured: tuple[int, ...] = ()
-    """Milliseconds of the newest starts."""
+    measured: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Milliseconds of the newest starts, by variant."""
 
     def note(self, ready: Mapping[str, Start], since_ms: int) -> dict[str, int]:
         """Add the starts (by uid) that were not counted yet, and answer those that ended after ``since_ms``.
@@ -45,8 +50,10 @@ class Starts:
         self.counted.update(dict.fromkeys(new))
         while len(self.counted) > PODS_REMEMBERED:
             self.counted.popitem(last=False)
-        whole = [start.took_ms for start in new.values() if start.created_ms >= since_ms]
-        self.measured = (*self.measured, *whole)[-STARTS_REMEMBERED:]
+        for start in new.values():
+            if start.created_ms >= since_ms:
+                before = self.measured.get(start.variant, ())
+                self.measured[start.variant] = (*before, start.took_ms)[-STARTS_REMEMBERED:]
         return {uid: start.took_ms for uid, start in new.items() if start.ready_ms >= since_ms}
 
 
@@ -56,8 +63,18 @@ class PoolBook:
 
     opened_ms: int
     memory: Memory
+    seen: Seen = field(default_factory=Seen)
     starts: Starts = field(default_factory=Starts)
     evidence: Evidence = field(default_factory=Evidence)
+    foreign: ForeignWrites = field(default_factory=ForeignWrites)
+    foreign_seen: dict[str, object] = field(default_factory=dict)
+    """The generation of each Deployment whose foreign write is noted."""
+    law: PoolLaw = field(default_factory=PoolLaw)
+    past: Past | None = None
+    full: dict[str, NoRoom] = field(default_factory=dict)
+    """Variants whose pods find no node."""
+    cost_per_hour: int = 0
+    """Nano-USD of the replicas that were decided last; 0 while a price is missing."""
 
 
 @dataclass(slots=True)
@@ -84,6 +101,10 @@ class Books:
         if key not in self.pools:
             self.pools[key] = PoolBook(now_ms // 1000 * 1000, Memory(since_ms=now_ms))
         return self.pools[key]
+
+    def costs_per_hour(self) -> dict[str, int]:
+        """What every pool's replicas cost, in nano-USD."""
+        return {key: book.cost_per_hour for key, book in self.pools.items()}
 
     def close_pool(self, key: str) -> None:
         """The pool is gone."""

@@ -38,6 +38,11 @@ class Children:
             return seen
         return max(seen, written.result, key=_version)
 
+    def written_replicas(self, namespace: str, name: str) -> int | None:
+        """The replicas of a Deployment when it was last written here; ``None`` before that."""
+        written = self._applied.get((DEPLOYMENTS.kind, namespace, name))
+        return None if written is None else int(written.result["spec"].get("replicas") or 0)
+
     async def ensure(self, snapshot: Snapshot, owner_uid: str, body: Object) -> Object:
         """Make the object as it is rendered; nothing is sent when it is so already.
 

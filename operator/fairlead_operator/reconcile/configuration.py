@@ -63,9 +63,9 @@ class Picture:
         return [one for key, one in sorted(self.budgets.items()) if not uncountable(self.refused[key])]
 
 
-def measured(snapshot: Snapshot, pool: ModelPool, annotation: str) -> int:
-    """The largest number that an annotation of the pool's Deployments holds; 0 = none."""
-    names = [f"{pool.name}-{variant.name}" for variant in pool.spec.variants]
+def measured(snapshot: Snapshot, pool: ModelPool, annotation: str, variant: str = "") -> int:
+    """The largest number that an annotation of the pool's Deployments, or of one variant's, holds; 0 = none."""
+    names = [f"{pool.name}-{one.name}" for one in pool.spec.variants if variant in {"", one.name}]
     live = [snapshot.children.get((DEPLOYMENTS.kind, pool.namespace, name)) for name in names]
     texts = [str((body["metadata"].get("annotations") or {}).get(annotation, "")) for body in live if body is not None]
     return max((int(text) for text in texts if _MEASURED.fullmatch(text)), default=0)

@@ -22,6 +22,7 @@ from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS
 from fairlead_operator.ledger_client import LedgerClient
 from fairlead_operator.prices.book import Prices
 from fairlead_operator.reconcile.books import Books
+from fairlead_operator.reconcile.demand_history import DemandHistories
 from fairlead_operator.reconcile.history import Histories
 from fairlead_router.contract import BUCKET_MS, LedgerBudget, PutBudgets, PutCards, PutCosts, UsageAnswer
 
@@ -67,6 +68,7 @@ class LedgerSync:
         self._prices: dict[str, int] = {}
         """Nano-USD an hour of each pod, by its uid."""
         self._histories = Histories(parts.client, parts.cluster, parts.books, parts.queue, parts.clock)
+        self._demand = DemandHistories(parts.client, parts.cluster, parts.books, parts.clock)
         self._due: dict[str, float] = {}
         self._failing: set[str] = set()
 
@@ -99,6 +101,7 @@ class LedgerSync:
             ("costs", COSTS_EVERY_S, self.put_costs),
             ("usage", USAGE_EVERY_S, self.read_usage),
             ("history", 0.0, self.read_history),
+            ("demand", 0.0, self._demand.round),
         )
         for name, every_s, step in steps:
             if self._p.clock.monotonic() >= self._due.get(name, 0.0) and not await self._step(name, every_s, step):

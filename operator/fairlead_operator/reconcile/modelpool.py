@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairlead_operator.api.v1alpha1 import ModelPool, Reason
+from fairlead_operator.api.v1alpha1 import EventReason, ModelPool, Reason
 from fairlead_operator.decide import replicas
+from fairlead_operator.decide.autoscale import Wish
 from fairlead_operator.decide.capacity import Look, Measure, counters_of, is_busy, measure, note, settings_key
-from fairlead_operator.decide.facts import PodFact, live_pods
+from fairlead_operator.decide.facts import LABEL_VARIANT, PodFact, live_pods
+from fairlead_operator.decide.placement import placeable, without_room
 from fairlead_operator.decide.pricing import PriceList, VariantPrice, hardware_of, price_variant
 from fairlead_operator.decide.problems import Problem, errors
 from fairlead_operator.decide.rates import (
@@ -20,18 +22,25 @@ from fairlead_operator.decide.rates import (
     pool_rates,
     source_of,
 )
-from fairlead_operator.decide.replicas import Decision
+from fairlead_operator.decide.replicas import Decision, Spending
+from fairlead_operator.decide.rounds import attainment_percent, counting, look, requests_per_hour
+from fairlead_operator.decide.second_writer import paused
 from fairlead_operator.decide.signals import Load, Report, Router, pool_load, told_of
+from fairlead_operator.decide.spend_cap import spend_cap
 from fairlead_operator.decide.variants import VariantOption, variant_options
 from fairlead_operator.errors import ApiError, ForbiddenError, LedgerError, OverloadedError, RefusedError
 from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.cluster import Snapshot
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import DEPLOYMENTS, MODEL_POOLS
-from fairlead_operator.reconcile.books import Start
+from fairlead_operator.reconcile.acting import SecondWriters, mark_victims
+from fairlead_operator.reconcile.autoscaler import Scene, figures_of, wish_of
+from fairlead_operator.reconcile.books import PoolBook, Start
+from fairlead_operator.reconcile.budgets import wanted_budgets
 from fairlead_operator.reconcile.children import NameTakenError
-from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, card_in_force, measured
+from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, Picture, card_in_force, measured
 from fairlead_operator.reconcile.context import Context, publish, routers_of
+from fairlead_operator.reconcile.curves import Curves
 from fairlead_operator.render.deployment import TemplatePlan, deployment, plan_template, validate_pool
 from fairlead_operator.render.objects import deployment_name
 from fairlead_operator.render.pod_template import Images, RenderSettings
@@ -47,7 +56,7 @@ from fairlead_operator.status.events import (
 )
 from fairlead_operator.status.modelpool import PoolView, modelpool_status
 from fairlead_operator.status.pods import rollout_of
-from fairlead_router.contract import PutCards
+from fairlead_router.contract import LedgerBudget, PutCards
 
 INTERNAL = 500
 SEEDS_HOLD = "rates are cut from seeds, only pools of platform namespaces are measured"
@@ -69,10 +78,16 @@ class Facts:
     variant_prices: Mapping[str, VariantPrice]
     load: Load
     reported_context: int
-    cold_start_ms: int
+    cold_starts: Mapping[str, int]
+    """How long a start takes, by variant."""
     started: Mapping[str, int]
     """Pods that became ready since the last look: uid → milliseconds."""
     now_ms: int
+
+    @property
+    def cold_start_ms(self) -> int:
+        """How long a start takes on the slowest variant."""
+        return max(self.cold_starts.values())
 
 
 class PoolReconciler:
@@ -82,16 +97,29 @@ class PoolReconciler:
         self._c = context
         self._images = Images(router=context.settings.router_image, engine=context.settings.engine_image)
         self._render = render_settings(context.settings)
+        self._told: tuple[Picture, tuple[LedgerBudget, ...]] | None = None
+        self._curves = Curves()
+        self._heard: frozenset[str] = frozenset()
+        """Routers that were heard in the round before."""
+        self._second_writers = SecondWriters(context.api, context.children)
+
+    async def close(self) -> None:
+        """Compute nothing more."""
+        await self._curves.close()
 
     def observe(self) -> None:
         """After a scrape round: remember each pool's demand and wake its reconciler."""
         snapshot, now = self._c.cluster.snapshot(), self._c.clock.now_ms()
         routers, reports = self._routers(snapshot), self._c.scraper.reports
+        by_pool, heard = counting(routers, reports), self._heard
+        self._heard = frozenset(one.router for one in routers if one.router in reports)
         for key, pool in snapshot.pools.items():
             book = self._c.books.pool(key, now)
             load = pool_load(key, replicas.slots_of(pool.spec), routers, reports, now)
-            window = replicas.window_ms(replicas.cold_start_ms(book.starts.measured))
+            starts = [replicas.cold_start_ms(taken) for taken in book.starts.measured.values()]
+            window = replicas.window_ms(max(starts, default=replicas.DEFAULT_COLD_START_MS))
             book.memory = replicas.remember(book.memory, load, now, window)
+            book.seen = look(book.seen, key, by_pool.get(key, ()), reports, now, heard)
             self._c.queue.add(Key(MODEL_POOLS.kind, pool.namespace, pool.name))
 
     async def __call__(self, key: Key) -> None:
@@ -106,17 +134,26 @@ class PoolReconciler:
         # 2. Decide.
         measured_now = self._measure(facts)
         card = await self._card(facts, measured_now)
-        options = variant_options(pool.spec, _wanted(facts.deployments), _replica_prices(facts))
+        ours = await self._ours(facts)
+        options = self._options(facts, ours or {})
         decision = self._decide(facts, options)
+        decision = decision if ours is not None else standing(decision, options)
         problems = validate_pool(pool)
         accepted = not errors(problems)
         plans = plan_templates(facts, self._images, self._render, accepted=accepted)
         # 3. Act. What is not accepted keeps running as it was, and is still scaled.
-        refused = await self._apply(facts, decision, plans, accepted=accepted)
+        await mark_victims(self._c.api, settled_pods(facts), decision.counts, self._c.scraper.reports)
+        counts = {name: count for name, count in decision.counts if ours is not None or name not in facts.deployments}
+        refused = await self._apply(facts, counts, plans, accepted=accepted)
         if refused or not (accepted or facts.deployments):
             decision = standing(decision, options)
         # 4. Report.
         await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card, measured_now))
+
+    async def _ours(self, facts: Facts) -> dict[str, int] | None:
+        """The replicas that Fairlead wrote, by Deployment; ``None`` where it leaves the number to a second writer."""
+        book, generation = self._c.books.pool(facts.pool.key, facts.now_ms), facts.pool.metadata.generation
+        return await self._second_writers.look(book, facts.deployments.values(), generation, facts.now_ms)
 
     def _forget(self, key: Key) -> None:
         self._c.books.close_pool(f"{key.namespace}/{key.name}")
@@ -145,7 +182,10 @@ class PoolReconciler:
             },
             load=pool_load(pool.key, replicas.slots_of(pool.spec), self._routers(snapshot), reports, now),
             reported_context=reported_context(pods, reports) or measured(snapshot, pool, CONTEXT),
-            cold_start_ms=self._cold_start(snapshot, pool, book.starts.measured),
+            cold_starts={
+                one.name: cold_start(snapshot, pool, one.name, book.starts.measured.get(one.name, ()))
+                for one in pool.spec.variants
+            },
             started=started,
             now_ms=now,
         )
@@ -162,25 +202,78 @@ class PoolReconciler:
         }
         return {name: body for name, body in found.items() if body is not None}
 
-    def _cold_start(self, snapshot: Snapshot, pool: ModelPool, taken: Sequence[int]) -> int:
-        """What was measured by this process, else what an earlier one wrote down, else the default."""
-        if not taken:
-            return measured(snapshot, pool, COLD_START) or replicas.DEFAULT_COLD_START_MS
-        return max(1, -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS)) * COLD_START_STEP_MS
+    def _options(self, facts: Facts, ours: Mapping[str, int]) -> tuple[VariantOption, ...]:
+        """The variants to choose from; those whose pods have found no node for a while only as far as they run."""
+        book, spec = self._c.books.pool(facts.pool.key, facts.now_ms), facts.pool.spec
+        startup_ms = spec.rollout.startup_timeout.ms
+        book.full = without_room(book.full, facts.pods, facts.snapshot.created_ms, startup_ms, facts.now_ms)
+        options = variant_options(spec, _wanted(facts.deployments, ours), _replica_prices(facts))
+        return placeable(options, book.full)
 
     def _decide(self, facts: Facts, options: tuple[VariantOption, ...]) -> Decision:
-        return replicas.decide(
+        book, spending = self._c.books.pool(facts.pool.key, facts.now_ms), self._spending(facts)
+        decision = replicas.decide(
             replicas.Inputs(
                 bounds=replicas.bounds_of(facts.pool.spec),
                 options=options,
                 slots=replicas.slots_of(facts.pool.spec),
                 load=facts.load,
-                memory=self._c.books.pool(facts.pool.key, facts.now_ms).memory,
+                memory=book.memory,
                 cold_start_ms=facts.cold_start_ms,
                 now_ms=facts.now_ms,
                 ready=sum(pod.ready and not pod.terminating for pod in facts.pods),
+                latency=self._latency(facts, options, spending),
+                spending=spending,
             )
         )
+        book.cost_per_hour = decision.cost_per_hour_after or 0
+        return decision
+
+    def _latency(self, facts: Facts, options: tuple[VariantOption, ...], spending: Spending) -> Wish | None:
+        """What the objectives of latency ask for, if there are any and enough is known."""
+        key, snapshot = facts.pool.key, facts.snapshot
+        book = self._c.books.pool(key, facts.now_ms)
+        scene = Scene(
+            pool=facts.pool,
+            pods=facts.pods,
+            nodes=snapshot.nodes,
+            created_ms=snapshot.created_ms,
+            reports=self._c.scraper.reports,
+            load=facts.load,
+            seen=book.seen,
+            bounds=replicas.bounds_of(facts.pool.spec),
+            options=options,
+            cold_starts=facts.cold_starts,
+            spending=spending,
+            now_ms=facts.now_ms,
+            past=book.past,
+        )
+        wish, figures = wish_of(book.law, scene, self._curves), figures_of(book.law, facts.pool)
+        if figures is None:
+            self._c.telemetry.scaling.pop(key, None)
+        else:
+            self._c.telemetry.scaling[key] = figures
+        return wish
+
+    def _spending(self, facts: Facts) -> Spending:
+        """What may be paid for the pool's replicas; how much is asked is not known in the first minute."""
+        book = self._c.books.pool(facts.pool.key, facts.now_ms)
+        scaling, costs = facts.pool.spec.autoscaling, self._c.books.costs_per_hour()
+        budgets = self._budgets()
+        limit = scaling.max_cost_per_thousand_requests if scaling is not None else None
+        per_hour = requests_per_hour(book.seen.recent)
+        return Spending(
+            per_thousand=None if limit is None or per_hour is None else limit.nano,
+            per_hour=spend_cap(facts.pool.key, budgets, self._c.books.spend, costs, facts.now_ms),
+            requests_per_hour=per_hour or 0,
+        )
+
+    def _budgets(self) -> tuple[LedgerBudget, ...]:
+        """All budgets, put together once for each change of the cluster."""
+        picture = self._c.compiler.refresh()
+        if self._told is None or self._told[0] is not picture:
+            self._told = (picture, wanted_budgets(picture))
+        return self._told[1]
 
     def _measure(self, facts: Facts) -> Measure:
         """Add what is seen now to what is known of the pool's capacity."""
@@ -224,12 +317,12 @@ class PoolReconciler:
         return card
 
     async def _apply(
-        self, facts: Facts, decision: Decision, plans: Mapping[str, TemplatePlan], *, accepted: bool
+        self, facts: Facts, counts: Mapping[str, int], plans: Mapping[str, TemplatePlan], *, accepted: bool
     ) -> tuple[Problem, ...]:
         """Write the children; what the API server does not take becomes a problem of the pool."""
         pool, uid = facts.pool, facts.pool.metadata.uid
         try:
-            for body in bodies_of(facts, decision, plans, accepted=accepted):
+            for body in bodies_of(facts, counts, plans, accepted=accepted):
                 await self._c.children.ensure(facts.snapshot, uid, body)
             if accepted:
                 keep = {deployment_name(pool.name, variant.name) for variant in pool.spec.variants}
@@ -255,11 +348,13 @@ class PoolReconciler:
         status = modelpool_status(self._view(facts, outcome), old, facts.now_ms)
         if outcome.decision.changed:
             self._c.telemetry.decisions.labels(facts.pool.key, outcome.decision.reason).inc()
-        await publish(self._c, MODEL_POOLS, raw, status, events_of(facts, outcome, old, status))
+        foreign = second_writer_event(self._c.books.pool(facts.pool.key, facts.now_ms), facts.now_ms)
+        await publish(self._c, MODEL_POOLS, raw, status, (*foreign, *events_of(facts, outcome, old, status)))
 
     def _view(self, facts: Facts, outcome: "Outcome") -> PoolView:
         routers = self._routers(facts.snapshot)
         seen = told_of(facts.pool.key, routers, self._c.scraper.reports, facts.now_ms)
+        book = self._c.books.pool(facts.pool.key, facts.now_ms)
         return PoolView(
             pool=facts.pool,
             problems=outcome.problems,
@@ -276,6 +371,10 @@ class PoolReconciler:
             cost_per_thousand=self._c.books.cost_per_thousand.get(facts.pool.key),
             ttft_ms=max((one.ttft_ms_p99 for one in seen), default=0),
             tpot_ms=max((one.tpot_ms_p99 for one in seen), default=0),
+            second_writer=second_writer(book, facts),
+            attainment_percent=attainment_percent(book.seen.recent),
+            full=book.full,
+            latency=book.law.reason,
             deployments=facts.deployments,
         )
 
@@ -341,15 +440,24 @@ def standing(decision: Decision, options: tuple[VariantOption, ...]) -> Decision
     """The decision when it could not be carried out: everything stays as it is."""
     counts = tuple((option.name, option.current) for option in options)
     return replace(
-        decision, replicas=decision.current, counts=counts, cost_per_hour_after=decision.cost_per_hour_before
+        decision,
+        replicas=decision.current,
+        counts=counts,
+        cost_per_hour_after=decision.cost_per_hour_before,
+        moved=False,
     )
 
 
-def bodies_of(facts: Facts, decision: Decision, plans: Mapping[str, TemplatePlan], *, accepted: bool) -> list[Object]:
-    """The objects that the pool becomes; of a spec that is not accepted, only the Deployments that are there."""
-    pool, counts = facts.pool, dict(decision.counts)
+def bodies_of(
+    facts: Facts, counts: Mapping[str, int], plans: Mapping[str, TemplatePlan], *, accepted: bool
+) -> list[Object]:
+    """The objects that the pool becomes; of a spec that is not accepted, only the Deployments that are there.
+
+    ``counts`` are the replicas by variant; those of a variant without one are left as they are.
+    """
+    pool = facts.pool
     deployments = [
-        annotated(deployment(pool, variant, plans[variant.name], counts.get(variant.name, 0)), facts)
+        annotated(deployment(pool, variant, plans[variant.name], counts.get(variant.name)), facts)
         for variant in pool.spec.variants
         if accepted or variant.name in facts.deployments
     ]
@@ -363,15 +471,23 @@ def annotated(body: Object, facts: Facts) -> Object:
     notes: dict[str, Any] = dict(meta.get("annotations") or {})
     if facts.reported_context:
         notes[CONTEXT] = str(facts.reported_context)
-    if facts.cold_start_ms != replicas.DEFAULT_COLD_START_MS:
-        notes[COLD_START] = str(facts.cold_start_ms)
+    took_ms = facts.cold_starts.get(str(meta["labels"].get(LABEL_VARIANT)), replicas.DEFAULT_COLD_START_MS)
+    if took_ms != replicas.DEFAULT_COLD_START_MS:
+        notes[COLD_START] = str(took_ms)
     return {**body, "metadata": {**meta, "annotations": notes}}
+
+
+def cold_start(snapshot: Snapshot, pool: ModelPool, variant: str, taken: Sequence[int]) -> int:
+    """What was measured by this process, else what an earlier one wrote down, else the default."""
+    if not taken:
+        return measured(snapshot, pool, COLD_START, variant) or replicas.DEFAULT_COLD_START_MS
+    return max(1, -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS)) * COLD_START_STEP_MS
 
 
 def starts(snapshot: Snapshot, pods: Sequence[PodFact]) -> dict[str, Start]:
     """From creation to ready, by uid, of the pods that are ready and never restarted."""
     return {
-        pod.uid: Start(created, pod.ready_ms)
+        pod.uid: Start(pod.variant, created, pod.ready_ms)
         for pod in pods
         if pod.ready and pod.restarts == 0 and pod.ready_ms is not None
         if (created := snapshot.created_ms.get(pod.key, 0))
@@ -398,6 +514,23 @@ def forbidden(error: ForbiddenError) -> str:
     )
 
 
+def settled_pods(facts: Facts) -> list[PodFact]:
+    """The pods of variants that are not being rolled out: there more pods than wanted are no sign of shrinking."""
+    busy = {name for name, body in facts.deployments.items() if rolling(body)}
+    return [pod for pod in facts.pods if pod.variant not in busy]
+
+
+def second_writer(book: PoolBook, facts: Facts) -> str:
+    """Who keeps Fairlead from scaling the pool; empty if nobody does."""
+    return f"{book.foreign.text}." if paused(book.foreign, facts.pool.metadata.generation, facts.now_ms) else ""
+
+
+def second_writer_event(book: PoolBook, now_ms: int) -> tuple[Event, ...]:
+    """Somebody else has written the number of replicas since the last look."""
+    wrote = book.foreign.last_ms == now_ms
+    return (Event("Warning", EventReason.SECOND_WRITER, book.foreign.text),) if wrote else ()
+
+
 def wanted_card(facts: Facts, last: PoolCard | None, measured_now: Measure, key: str) -> PoolCard | None:
     """The card that should be in force. While OpenCost has still to be heard after a start, the last one stays."""
     rates = _rates(facts)
@@ -420,8 +553,12 @@ def _rates(facts: Facts) -> Rates | None:
     return pool_rates(facts.prices, hardware, facts.variant_prices)
 
 
-def _wanted(deployments: Mapping[str, Object]) -> dict[str, int]:
-    return {name: int(body["spec"].get("replicas") or 0) for name, body in deployments.items()}
+def _wanted(deployments: Mapping[str, Object], ours: Mapping[str, int]) -> dict[str, int]:
+    """Replicas by variant as Fairlead wrote them; as they are where it has not written yet."""
+    return {
+        name: ours.get(body["metadata"]["name"], int(body["spec"].get("replicas") or 0))
+        for name, body in deployments.items()
+    }
 
 
 def _replica_prices(facts: Facts) -> dict[str, int | None]:

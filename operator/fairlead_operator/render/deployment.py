@@ -76,8 +76,8 @@ def plan_template(
     return TemplatePlan(fresh, annotations, changed=kept is not None and kept != fresh)
 
 
-def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: int) -> dict[str, Any]:
-    """The Deployment of a variant, to be applied as it is."""
+def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: int | None) -> dict[str, Any]:
+    """The Deployment of a variant, to be applied as it is; without ``replicas`` their number is left to others."""
     rollout = pool.spec.rollout
     labels = variant_labels(pool.name, variant.name)
     meta = metadata(pool, deployment_name(pool.name, variant.name), labels)
@@ -86,7 +86,7 @@ def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: 
         "kind": "Deployment",
         "metadata": {**meta, "annotations": plan.annotations},
         "spec": {
-            "replicas": replicas,
+            **({} if replicas is None else {"replicas": replicas}),
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": rollout.startup_timeout.seconds + DEADLINE_AFTER_STARTUP_S,
             "selector": {"matchLabels": {key: labels[key] for key in (LABEL_POOL, LABEL_VARIANT)}},

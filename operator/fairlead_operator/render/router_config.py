@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from fairlead_operator.api.v1alpha1 import CostBudget, ModelPool, RoutingPolicy
+from fairlead_operator.api.v1alpha1 import CostBudget, ModelPool, ModelPoolSpec, RoutingPolicy
 from fairlead_operator.api.v1alpha1.routingpolicy import Route
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.models import Callers
@@ -174,13 +174,25 @@ def fallbacks_of(route: Route, namespace: str, pools: Mapping[str, PoolInput], c
 
 
 def _pool(one: PoolInput) -> PoolConfig:
+    ttft_ms, tpot_ms = objectives_ms(one.pool.spec)
     return PoolConfig(
         pool=one.pool.key,
         max_context_tokens=one.context,
         slots=slots_of(one.pool.spec),
         card=None if one.card is None else wire_card(one.card),
         cold_start_s=-(-one.cold_start_ms // 1000),
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
     )
+
+
+def objectives_ms(spec: ModelPoolSpec) -> tuple[int, int]:
+    """Longest time to the first token and between two output tokens; 0 = no such objective."""
+    if spec.autoscaling is None:
+        return 0, 0
+    wanted = spec.autoscaling.objectives
+    ttft, tpot = wanted.time_to_first_token, wanted.time_per_output_token
+    return (ttft.ms if ttft is not None else 0), (tpot.ms if tpot is not None else 0)
 
 
 def _policy(one: PolicyInput, pools: Mapping[str, PoolInput]) -> PolicyConfig:

@@ -9,8 +9,8 @@ from fairlead_operator.api.v1alpha1.costbudget import STRENGTH
 from fairlead_operator.decide.actions import Standing, changes, increase_used, standing
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.problems import Problem
-from fairlead_operator.decide.replicas import Decision, change_text, cost_text, price_text
-from fairlead_operator.decide.variants import VariantOption
+from fairlead_operator.decide.replicas import Decision, cost_text, price_text
+from fairlead_operator.decide.variants import VariantOption, change_text
 from fairlead_operator.status.conditions import find
 from fairlead_operator.status.costbudget import BudgetView
 from fairlead_operator.status.pods import pod_text
@@ -32,10 +32,13 @@ class Event:
 
 
 def scaled(decision: Decision, options: tuple[VariantOption, ...]) -> Event | None:
-    """``3 to 4 replicas (+1 l40s), 8.85 to 10.40 USD/h: …``; nothing when the number stays."""
+    """``3 to 4 replicas (+1 l40s), 8.85 to 10.40 USD/h: …``; nothing when all numbers stay.
+
+    Replicas that change to another variant are started before others go: that counts as up.
+    """
     if not decision.changed:
         return None
-    up = decision.replicas > decision.current
+    up = decision.replicas >= decision.current
     change = f" ({change_text(decision.counts, options)})" if len(options) > 1 else ""
     count = f"{decision.current} to {decision.replicas} replicas{change}"
     text = f"{count}, {cost_text(decision)}: {decision.because}"

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason, Variant
-from fairlead_operator.decide.facts import PodFact, time_text
+from fairlead_operator.decide.facts import PodFact, clock_text, time_text
+from fairlead_operator.decide.placement import NoRoom
 from fairlead_operator.decide.pricing import MILLI, VariantPrice, hardware_of
 from fairlead_operator.decide.problems import Problem, errors
 from fairlead_operator.decide.rates import PoolCard, source_word
@@ -21,6 +22,16 @@ SCALING_SHOWN = 5
 NANO_PER_PICO_MILLION = 1000
 """Pico-USD for a token are micro-USD for a million tokens."""
 WINDOW = "5m"
+_BOUNDS: Mapping[str, tuple[str, str]] = {
+    Reason.MAX_REPLICAS: ("autoscaling.maxReplicas allows", "Raise it to serve them."),
+    Reason.VARIANT_BOUNDS: ("variants[].maxReplicas allows", "Raise it to serve them."),
+    Reason.COST_PER_REQUEST: ("autoscaling.maxCostPerThousandRequests allows", "Raise it, or add a cheaper variant."),
+    Reason.BUDGET: (
+        "the budgets with idleCost: Included leave money for",
+        "Raise their limits, or wait for the next window.",
+    ),
+}
+"""What binds, and what can be done about it."""
 LONGEST_LATENCY_MS = 99_999_000
 """What a router reports is shown as a duration of at most five digits, whatever it reports."""
 
@@ -33,6 +44,9 @@ class PoolView:
     ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``seeded`` says that the price list has all that a rate
     card is cut from; without a ``card`` it is then the ledger that has none yet. ``capacity`` is a clause on what
     the card's tokens per second are, empty if there is nothing to say. ``awaited``: OpenCost has still to be heard.
+    ``attainment_percent`` is ``None`` without a judged request. ``second_writer`` says who else writes the number of
+    replicas, empty if nobody does. ``full`` are the variants whose pods find no node. ``latency`` says why objectives
+    of latency are not decided by yet, empty if they are or there are none.
     """
 
     pool: ModelPool
@@ -51,6 +65,10 @@ class PoolView:
     cost_per_thousand: int | None = None
     ttft_ms: int = 0
     tpot_ms: int = 0
+    attainment_percent: int | None = None
+    second_writer: str = ""
+    full: Mapping[str, NoRoom] = field(default_factory=dict)
+    latency: str = ""
 
     @property
     def ready(self) -> int:
@@ -160,11 +178,15 @@ def up_to_date_finding(view: PoolView) -> Finding:
 
 def scaling_active_finding(view: PoolView, now_ms: int) -> Finding:
     """Whether the autoscaler has the signals that it decides from."""
+    if view.second_writer:
+        return Finding(PoolCondition.SCALING_ACTIVE, "False", Reason.SECOND_WRITER, view.second_writer)
     if view.pool.spec.replicas is not None:
         text = f"spec.replicas is {view.pool.spec.replicas}; whoever writes it decides."
         return Finding(PoolCondition.SCALING_ACTIVE, "False", Reason.REPLICAS_SET, text)
     if view.load.complete:
         text = "Every router that could know of a request has reported."
+        if view.latency:
+            text = f"{text} Objectives of latency do not count yet, queueDepth does: {view.latency}."
         return Finding(PoolCondition.SCALING_ACTIVE, "True", Reason.SIGNALS_FRESH, text)
     namespace, _, pod = view.load.missing[0].router.partition("/")
     keeps = f"It keeps {view.decision.replicas} {_replica_word(view.decision.replicas)} and does not scale down."
@@ -176,13 +198,16 @@ def scaling_active_finding(view: PoolView, now_ms: int) -> Finding:
 def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
     """What keeps the number of replicas below what is wanted."""
     decision = view.decision
-    if decision.bound_by in {Reason.MAX_REPLICAS, Reason.VARIANT_BOUNDS}:
+    bound = _BOUNDS.get(decision.bound_by)
+    if bound is not None:
         waiting = view.load.waiting + view.load.held
         waits = f" {waiting} {'request waits' if waiting == 1 else 'requests wait'}." if waiting else ""
-        field = "autoscaling.maxReplicas" if decision.bound_by == Reason.MAX_REPLICAS else "variants[].maxReplicas"
         wanted = f"Wants {decision.wanted} {_replica_word(decision.wanted)}"
-        text = f"{wanted}, {field} allows {decision.replicas}.{waits} Raise it to serve them."
+        text = f"{wanted}, {bound[0]} {decision.replicas}.{waits} {bound[1]}"
         return Finding(PoolCondition.SCALING_LIMITED, "True", decision.bound_by, text)
+    if view.full:
+        text = " ".join(_full_text(name, one) for name, one in sorted(view.full.items()))
+        return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, text)
     unplaced = [pod for pod in view.pods if pod.trouble is not None and pod.trouble.kind == "Pending"]
     if unplaced:
         wanted = f"Wants {decision.replicas} {_replica_word(decision.replicas)}, has {view.ready}"
@@ -190,6 +215,13 @@ def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
         return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, text)
     text = f"{decision.replicas} {_replica_word(decision.replicas)} wanted, nothing limits it."
     return Finding(PoolCondition.SCALING_LIMITED, "False", Reason.NOT_LIMITED, text)
+
+
+def _full_text(variant: str, full: NoRoom) -> str:
+    why = f": {full.message.rstrip('.')}" if full.message else ""
+    more = f"more than {full.replicas} {_replica_word(full.replicas)}"
+    text = f"Variant {variant} has no room for {more}{why}."
+    return f"{text} Other variants serve instead where there are any; it is tried again at {clock_text(full.until_ms)}."
 
 
 def price_known_finding(view: PoolView) -> Finding:
@@ -263,6 +295,7 @@ def _service(view: PoolView) -> dict[str, Any]:
         **({"queueDepth": waiting} if view.load.complete else {}),
         **_present("timeToFirstToken", _latency(view.ttft_ms)),
         **_present("timePerOutputToken", _latency(view.tpot_ms)),
+        **_present("attainmentPercent", view.attainment_percent),
     }
 
 

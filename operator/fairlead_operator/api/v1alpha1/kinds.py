@@ -73,6 +73,13 @@ MODEL_POOL = Kind(
         Column("REASON", ".status.scaling[0].reason", "Why the number of replicas was last changed."),
         AGE,
         Column("TPOT", ".status.service.timePerOutputToken", "Time between tokens, 99th percentile.", wide=True),
+        Column(
+            "MET%",
+            ".status.service.attainmentPercent",
+            "Share of requests that met every latency objective.",
+            "integer",
+            wide=True,
+        ),
     ),
     scale=(
         ("specReplicasPath", ".spec.replicas"),

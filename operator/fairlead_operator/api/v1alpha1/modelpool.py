@@ -14,6 +14,7 @@ from fairlead_operator.api.v1alpha1.base import (
     Labels,
     LabelValue,
     Message,
+    Money,
     Name,
     ObjectName,
     Replicas,
@@ -233,6 +234,17 @@ class Objectives(KubeModel):
 
     queue_depth: Annotated[int, Field(ge=1, le=1000)] = 5
     """Waiting requests for each ready replica that more replicas are added above. Default: 5."""
+    time_to_first_token: Duration | None = None
+    """Longest time until a request's first token, its waiting included. Default: no such objective."""
+    time_per_output_token: Duration | None = None
+    """Longest time between a request's output tokens, on average. Default: no such objective."""
+    attainment_percent: Annotated[int, Field(ge=50, le=99)] = 99
+    """Share of requests that meets every latency objective. Default: 99."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is an objective of latency."""
+        return self.time_to_first_token is not None or self.time_per_output_token is not None
 
 
 class Autoscaling(KubeModel):
@@ -256,6 +268,8 @@ class Autoscaling(KubeModel):
     """Time without a request after which the pool goes to zero. Default: 30m when minReplicas is 0."""
     objectives: Objectives = Objectives()
     """What the number of replicas aims at. Default: a queue depth of 5."""
+    max_cost_per_thousand_requests: Money | None = None
+    """USD; no replica is added that makes the forecast cost of a thousand requests higher. Default: no limit."""
 
     @property
     def idle_ms(self) -> int | None:
@@ -351,6 +365,8 @@ class Service(KubeModel):
     """Time to the first token, 99th percentile."""
     time_per_output_token: Duration | None = None
     """Time between tokens, 99th percentile."""
+    attainment_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of requests that met every latency objective."""
 
 
 class Rate(KubeModel):

@@ -37,10 +37,13 @@ class Reason(StrEnum):
     SIGNALS_FRESH = "SignalsFresh"
     SIGNALS_MISSING = "SignalsMissing"
     REPLICAS_SET = "ReplicasSet"
+    SECOND_WRITER = "SecondWriter"
     NOT_LIMITED = "NotLimited"
     MIN_REPLICAS = "MinReplicas"
     MAX_REPLICAS = "MaxReplicas"
     VARIANT_BOUNDS = "VariantBounds"
+    COST_PER_REQUEST = "CostPerRequest"
+    BUDGET = "Budget"
     NO_CAPACITY = "NoCapacity"
     # PriceKnown
     PRICED = "Priced"
@@ -66,6 +69,9 @@ class Reason(StrEnum):
 class ScalingReason(StrEnum):
     """Why the number of replicas was changed."""
 
+    FORECAST = "Forecast"
+    BACKLOG = "Backlog"
+    UNNEEDED = "Unneeded"
     QUEUE_DEPTH = "QueueDepth"
     HELD_REQUESTS = "HeldRequests"
     LOW_DEMAND = "LowDemand"
@@ -81,6 +87,7 @@ class EventReason(StrEnum):
     SCALED_UP = "ScaledUp"
     SCALED_DOWN = "ScaledDown"
     SCALE_UP_BLOCKED = "ScaleUpBlocked"
+    SECOND_WRITER = "SecondWriter"
     REPLICA_READY = "ReplicaReady"
     REPLICA_TROUBLED = "ReplicaTroubled"
     ROLLOUT_STARTED = "RolloutStarted"

@@ -1,0 +1,67 @@
+"""The price of a missed objective, so that the misses of a rolling day end at what the objectives allow.
+
+Every finished request allows 1 - attainment of a miss. The price rises while more is spent than allowed, and falls
+while allowance is left over: it is the dual variable of "attainment of a rolling day". A small reserve is kept, because
+a step of the demand spends much at once.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+DAY_S: Final = 86_400.0
+RESERVE: Final = 0.1
+"""Share of a day's allowance that should be left."""
+GAIN: Final = 5.0
+"""Change of the price's logarithm for a day's allowance."""
+DRIFT: Final = 12.0 / DAY_S
+FIRST_PRICE: Final = 15.0
+"""A miss costs so many times what serving a request costs, at first."""
+LOWEST_PRICE: Final = 4.0
+HIGHEST_PRICE: Final = 30.0
+LEAST_AGE_S: Final = 60.0
+YOUNG_S: Final = 7200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """Requests that finished and missed, those of a day ago counting half; the logarithm of the price's base."""
+
+    age_s: float = 0.0
+    finished: float = 0.0
+    missed: float = 0.0
+    base: float = math.log(FIRST_PRICE)
+
+    @property
+    def attainment(self) -> float:
+        """Share of the requests that met their objectives."""
+        return 1 - self.missed / self.finished if self.finished else 1.0
+
+    def left(self, attainment: float) -> float:
+        """Requests that may still miss; negative = overdrawn."""
+        return (1 - attainment) * self.finished - self.missed
+
+    def price(self, attainment: float) -> float:
+        """What avoiding one miss may cost, in costs of serving one request."""
+        exponent = self.base + GAIN * (RESERVE - self._balance(attainment))
+        return math.exp(min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), exponent)))
+
+    def _balance(self, attainment: float) -> float:
+        """What is left, in allowances of a day, or of the time that is known, at the mean rate so far."""
+        age = max(LEAST_AGE_S, self.age_s)
+        seconds = DAY_S / math.log(2) * (1 - 0.5 ** (age / DAY_S))
+        allowance = (1 - attainment) * self.finished / seconds * min(DAY_S, max(YOUNG_S, self.age_s))
+        return self.left(attainment) / allowance if allowance > 0 else 0.0
+
+
+def count(misses: Misses, finished: int, missed: int, seconds: float, attainment: float) -> Misses:
+    """The account after one round."""
+    kept = 0.5 ** (seconds / DAY_S)
+    after = replace(
+        misses,
+        age_s=misses.age_s + seconds,
+        finished=misses.finished * kept + finished,
+        missed=misses.missed * kept + missed,
+    )
+    base = misses.base + DRIFT * seconds * (RESERVE - after._balance(attainment))  # noqa: SLF001 - the same class
+    return replace(after, base=min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), base)))

@@ -1,0 +1,164 @@
+"""How fast a replica of each variant is: a seed from the model's name and the accelerator's data sheet, then a fit.
+
+Every engine tells its own router how long its steps took, what it computed and how large its KV cache is; from two such
+readings follows one round of the fit. What no engine has told is unknown, and without any of it there is no engine to
+decide by.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Variant
+from fairlead_operator.decide.signals import Report
+from fairlead_operator.performance.fit import Memory, Round, Sample, fitted, observe, round_between, start
+from fairlead_operator.performance.model_config import model_from_name
+from fairlead_operator.performance.seeds import (
+    HardwareFacts,
+    Seed,
+    Speculation,
+    Unknown,
+    engine_of,
+    hardware_named,
+)
+from fairlead_operator.performance.step import Engine
+from fairlead_router.contract import EngineSignals
+
+DEFAULT_SLOTS = 256
+SMALL_BUDGET = 2048
+LARGE_BUDGET = 8192
+LARGE_MEMORY = 70e9
+"""vLLM's server takes the larger budget on accelerators with this much memory, the A100 excepted."""
+LONGEST_MS = 30_000
+"""Between two readings of one round."""
+MICRO = 1e6
+PERMILLE = 1000
+KEY_CHARS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one engine told, and when."""
+
+    at_ms: int
+    told: EngineSignals
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What is known of a variant's engine. ``key`` names the settings that it holds for; ``readings`` are by pod.
+
+    ``kv_tokens`` is -1 until an engine has told it. ``seeded`` says what the seed rests on, or why there is none.
+    """
+
+    key: str
+    seed: Engine | None
+    seeded: str
+    memory: Memory
+    kv_tokens: int = -1
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    at_ms: int = 0
+
+    @property
+    def reason(self) -> str:
+        """What the engine rests on, for people."""
+        return f"{self.seeded}; {fitted(self.memory).reason}"
+
+
+def engine_key(spec: ModelPoolSpec, variant: Variant) -> str:
+    """Names everything that the speed of a variant's replicas depends on."""
+    parts = (spec.model_of(variant), spec.engine_of(variant), variant.parallelism, variant.accelerator)
+    text = "\n".join([*(part.model_dump_json() for part in parts), str(sorted(variant.node_selector.items()))])
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARS]
+
+
+def begin(spec: ModelPoolSpec, variant: Variant, labels: Sequence[str]) -> Learned:
+    """What is known before an engine has told anything. ``labels``: values of labels of the variant's nodes."""
+    seed = _seed(spec, variant, (*variant.node_selector.values(), *labels))
+    key = engine_key(spec, variant)
+    if isinstance(seed, Unknown):
+        return Learned(key, None, seed.reason.rstrip("."), start(None))
+    return Learned(key, seed.engine, "; ".join(seed.reasons), start(seed.engine.step))
+
+
+def learn(known: Learned, reports: Mapping[str, Report], now_ms: int) -> Learned:
+    """What is known after the engines' newest readings; ``reports`` are those of the variant's pods that serve."""
+    readings = {
+        pod: Reading(report.received_ms, report.signals.engine)
+        for pod, report in reports.items()
+        if report.signals is not None and report.signals.engine is not None
+    }
+    rounds = [
+        one
+        for pod, reading in readings.items()
+        if (before := known.readings.get(pod)) is not None and (one := _round(before, reading)) is not None
+    ]
+    passed_s = max(0, now_ms - known.at_ms) / 1000 if known.at_ms else 0.0
+    told = [reading.told.kv_tokens for reading in readings.values() if reading.told.kv_tokens > 0]
+    return replace(
+        known,
+        memory=observe(known.memory, rounds, passed_s),
+        kv_tokens=min(told, default=known.kv_tokens),
+        readings=readings,
+        at_ms=now_ms,
+    )
+
+
+def engine_now(known: Learned, spec: ModelPoolSpec, variant: Variant) -> Engine | None:
+    """The engine to decide by; ``None`` while its steps or its KV cache are not known."""
+    step = fitted(known.memory).step
+    tokens = known.kv_tokens if known.kv_tokens > 0 else known.seed.kv_tokens if known.seed is not None else 0
+    if step is None or tokens <= 0 or step.base <= 0:
+        return None
+    settings = spec.engine_of(variant)
+    budget = settings.max_batched_tokens or (known.seed.token_budget if known.seed is not None else SMALL_BUDGET)
+    return Engine(step, tokens, budget, settings.max_sequences or DEFAULT_SLOTS)
+
+
+def _seed(spec: ModelPoolSpec, variant: Variant, labels: Iterable[str]) -> Seed | Unknown:
+    settings, words = spec.engine_of(variant), spec.engine_of(variant).quantization
+    model = model_from_name(spec.model_of(variant).uri, quantization=words.weights if words is not None else None)
+    if isinstance(model, Unknown):
+        return model
+    hardware = _hardware(labels)
+    if isinstance(hardware, Unknown):
+        return hardware
+    speculative = settings.speculative_decoding
+    return engine_of(
+        model,
+        hardware,
+        accelerators=variant.parallelism.accelerators,
+        kv_value_bytes=1 if words is not None and (words.kv_cache or "").startswith("fp8") else 2,
+        token_budget=settings.max_batched_tokens or _budget(hardware),
+        max_sequences=settings.max_sequences or DEFAULT_SLOTS,
+        speculation=None if speculative is None else Speculation(speculative.tokens, 0.0),
+    )
+
+
+def _hardware(labels: Iterable[str]) -> HardwareFacts | Unknown:
+    """By the first label that names an accelerator."""
+    named = [hardware_named(label) for label in labels]
+    found = next((one for one in named if not isinstance(one, Unknown)), None)
+    return found or Unknown("No label of the variant's nodes names an accelerator whose data sheet is known.")
+
+
+def _budget(hardware: HardwareFacts) -> int:
+    large = hardware.memory >= LARGE_MEMORY and not hardware.name.startswith("A100")
+    return LARGE_BUDGET if large else SMALL_BUDGET
+
+
+def _round(before: Reading, after: Reading) -> Round | None:
+    """What an engine did between two readings that follow each other; ``None`` if it did not tell."""
+    first, last = _sample(before.told), _sample(after.told)
+    took_ms = after.at_ms - before.at_ms
+    if first is None or last is None or not 0 < took_ms <= LONGEST_MS:
+        return None
+    return round_between(first, last, took_ms / 1000)
+
+
+def _sample(told: EngineSignals) -> Sample | None:
+    numbers = (told.gaps_total, told.gaps_us_total, told.computed_total, told.running, told.kv_permille)
+    if min(numbers) < 0 or told.kv_tokens <= 0:
+        return None
+    gaps, gaps_us, computed, running, permille = numbers
+    return Sample(gaps_us / MICRO, gaps, computed, running, permille * told.kv_tokens / PERMILLE)

@@ -1,0 +1,69 @@
+"""The price of a missed objective, and the violation budget behind it."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_operator.decide.autoscale.misses import HIGHEST_PRICE, LOWEST_PRICE, Misses, count
+
+DAY = 86_400.0
+
+
+def after(share: float, hours: float, misses: Misses | None = None) -> Misses:
+    """The account after so many hours in which this share of 100 requests a second missed."""
+    misses = misses or Misses()
+    for _ in range(round(hours * 60)):
+        misses = count(misses, 6000, round(6000 * share), 60.0, 0.99)
+    return misses
+
+
+def test_more_misses_than_allowed_make_them_dearer() -> None:
+    assert after(0.012, 2).price(0.99) > after(0.01, 2).price(0.99) > after(0.008, 2).price(0.99)
+
+
+def test_at_the_allowed_share_the_price_moves_slowly() -> None:
+    assert after(0.01, 3).price(0.99) == pytest.approx(after(0.01, 1).price(0.99), rel=0.5)
+
+
+def test_an_account_in_balance_makes_misses_a_little_dearer_to_build_a_reserve() -> None:
+    assert after(0.01, 6).base > Misses().base
+
+
+def test_what_is_left_is_what_the_objective_allows_less_what_missed() -> None:
+    account = count(Misses(), 10_000, 40, 5.0, 0.99)
+    assert account.left(0.99) == pytest.approx(60)
+    assert account.attainment == pytest.approx(0.996)
+
+
+def test_a_day_ago_counts_half() -> None:
+    old = count(Misses(), 10_000, 100, 1.0, 0.99)
+    assert count(old, 0, 0, DAY, 0.99).missed == pytest.approx(50)
+
+
+def test_before_any_request_the_objectives_are_met() -> None:
+    assert Misses().attainment == 1
+    assert Misses().left(0.99) == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 60)), max_size=200),
+    st.floats(0.5, 1.0),
+)
+def test_the_price_stays_within_its_bounds(rounds: list[tuple[int, int, float]], attainment: float) -> None:
+    account = Misses()
+    for finished, missed, seconds in rounds:
+        account = count(account, finished, missed, seconds, attainment)
+        assert LOWEST_PRICE * 0.999 <= account.price(attainment) <= HIGHEST_PRICE * 1.001
+        assert math.isfinite(account.left(attainment))
+
+
+def test_a_system_that_spends_by_its_price_ends_near_what_is_allowed() -> None:
+    # Misses fall with their price, here as its power of -0.7, at three levels that the law does not know.
+    for level in (0.02, 0.05, 0.1):
+        account = Misses()
+        for _ in range(24 * 60):
+            share = level * account.price(0.99) ** -0.7
+            account = count(account, 6000, round(6000 * share), 60.0, 0.99)
+        assert 0.985 < account.attainment < 0.9965

@@ -1,0 +1,94 @@
+"""What replicas can do: curves of pools of every size, and what is learned from misses."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_operator.decide.autoscale.service import SHARES, STEADY_S, Done, Service, learn, pools
+from fairlead_operator.performance.curve import Curve
+from tests.builders.autoscale import CURVE
+
+WIDE = Curve(tuple(load * 1.2 for load in CURVE.loads), CURVE.shares)
+
+
+def test_the_curve_of_a_known_size_is_that_curve() -> None:
+    one = pools(((1, CURVE), (4, WIDE))).of(1)
+    for load in (5.0, 9.5, 10.0, 11.0, 13.0):
+        assert one.share(load) == pytest.approx(CURVE.share(load), abs=0.02)
+    assert one.capacity(0.99) == pytest.approx(10.0, rel=0.01)
+
+
+def test_between_two_sizes_the_capacity_lies_between_and_nearer_to_the_larger() -> None:
+    found = [pools(((1, CURVE), (4, WIDE))).of(size).capacity(0.99) for size in (1, 2, 3, 4, 9)]
+    assert found == sorted(found)
+    assert found[1] - found[0] > found[2] - found[1]
+    assert found[3] == found[4] == pytest.approx(12.0, rel=0.01)
+
+
+def test_beyond_the_last_load_nothing_is_served_in_time() -> None:
+    assert pools(((1, CURVE),)).of(3).share(14.1) == 0
+
+
+def test_a_curve_that_starts_below_one_falls_from_there() -> None:
+    low = pools(((1, Curve((4.0, 8.0), (0.9, 0.0))),)).of(1)
+    assert low.share(0.0) == 1
+    assert 0.9 < low.share(2.0) < 1
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 1e3), st.floats(0, 1)), min_size=1, max_size=12, unique_by=lambda one: one[0]),
+    st.integers(1, 50),
+    st.lists(st.floats(0, 2e3), min_size=2, max_size=10),
+)
+def test_shares_never_rise_with_the_load(points: list[tuple[float, float]], size: int, loads: list[float]) -> None:
+    shares = sorted((share for _, share in points), reverse=True)
+    curve = Curve(tuple(sorted(load for load, _ in points)), tuple(shares))
+    pool = pools(((1, curve), (4, curve))).of(size)
+    found = [pool.share(load) for load in sorted(loads)]
+    assert found == sorted(found, reverse=True)
+    assert all(0 <= share <= 1 for share in found)
+    assert pool.capacity(0.99) > 0
+    assert len(pool.loads) == len(SHARES)
+
+
+def taught(missed: float, predicted: float, rounds: int = 2000, service: Service | None = None) -> Service:
+    """What is known after many steady rounds with these shares of misses."""
+    service = service or Service()
+    for tick in range(rounds):
+        done = Done(100, round(100 * missed), 1 - predicted)
+        service = learn(service, 4, 5.0 * tick, done, steady=True)
+    return service
+
+
+def test_more_misses_than_predicted_make_every_load_heavier() -> None:
+    assert taught(missed=0.05, predicted=0.01).factor < 0.9
+
+
+def test_fewer_misses_than_predicted_make_every_load_lighter() -> None:
+    assert taught(missed=0.0, predicted=0.03).factor > 1.1
+
+
+def test_as_many_misses_as_predicted_change_nothing() -> None:
+    assert taught(missed=0.02, predicted=0.02).factor == pytest.approx(1.0)
+
+
+def test_what_is_learned_is_bounded() -> None:
+    assert taught(0.5, 0.0, rounds=20_000).factor == pytest.approx(math.exp(-1))
+    assert taught(0.0, 0.5, rounds=20_000).factor == pytest.approx(math.e)
+
+
+def test_nothing_is_learned_while_replicas_come_and_go_or_the_rate_moves() -> None:
+    service = Service()
+    for tick in range(2000):
+        service = learn(service, 4 + tick // 20 % 2, 5.0 * tick, Done(100, 50, 1.0), steady=True)
+    assert service.factor == 1
+    assert learn(service, 5, 1e6, Done(10**6, 10**6, 1.0), steady=False).factor == 1
+
+
+def test_the_first_minutes_after_a_change_teach_nothing() -> None:
+    service = learn(Service(), 4, 0.0, Done(0, 0, 1.0), steady=True)
+    service = learn(service, 4, STEADY_S, Done(1000, 1000, 1.0), steady=True)
+    assert service.finished == 0
+    assert learn(service, 4, STEADY_S + 5, Done(1000, 1000, 1.0), steady=True).factor < 1

@@ -1,0 +1,105 @@
+"""The autoscaler's benchmark: its scenarios are those defined, and its slice shows what no clock decides."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from fairlead_operator.simulate.report import Row
+from tests.bench.autoscaler.__main__ import cases, options, rows_of, summary
+from tests.bench.autoscaler.cases import CLAIRVOYANT, OURS, result
+from tests.bench.autoscaler.scenarios import LLAMA, QWEN, SCENARIOS, client_windows, lengths, workload
+
+
+def test_the_engines_are_those_of_the_scenarios() -> None:
+    assert LLAMA.step.base == pytest.approx(0.01163, abs=1e-5)
+    assert LLAMA.step.per_token == pytest.approx(28.8e-6, rel=0.01)
+    assert LLAMA.kv_tokens == pytest.approx(1_241_455, abs=1)
+    assert QWEN.step.base == pytest.approx(0.01524, abs=1e-5)
+
+
+def test_the_ramp_has_its_stages_and_its_lengths() -> None:
+    of = workload(SCENARIOS["S8"])
+    assert of.duration == SCENARIOS["S8"].seconds == 2430.0
+    stage = [at for at in of.arrivals if 1410.0 <= at < 1770.0]
+    assert len(stage) / 360.0 == pytest.approx(10.0, abs=0.9)
+    assert 3500 <= min(of.prompt_tokens) <= max(of.prompt_tokens) <= 4500
+    assert 900 <= min(of.output_tokens) <= max(of.output_tokens) <= 1100
+
+
+def test_a_day_has_its_mean_and_its_seed() -> None:
+    of = workload(SCENARIOS["S1"], mean=0.5)
+    assert len(of.arrivals) / 86_400.0 == pytest.approx(0.5, rel=0.03)
+    assert of == workload(SCENARIOS["S1"], mean=0.5)
+    assert of != workload(SCENARIOS["S1"], 2, mean=0.5)
+    assert set(zip(of.prompt_tokens, of.output_tokens, strict=True)) <= set(lengths("code"))
+
+
+def test_recorded_hours_come_again_and_keep_their_prefixes() -> None:
+    of = workload(SCENARIOS["S5"])
+    assert of.duration == SCENARIOS["S5"].seconds
+    assert len(of.arrivals) == 4 * 12_031
+    assert of.prefixes is not None
+    assert of.prefixes[0] == of.prefixes[12_031]
+
+
+def test_sparse_clients_are_silent_for_most_of_the_day() -> None:
+    for client, active in ((67, 13), (36, 21), (14, 10)):
+        windows = client_windows("m-large", 5, client.__eq__)
+        assert len(windows) == 144
+        assert sum(rate > 0 for _since, _until, rate in windows) == active
+
+
+def test_unknown_words_run_nothing_but_what_was_asked() -> None:
+    asked = cases(options(["--scenarios", "S1,S8", "--seeds", "2", "--cold", "30", "--baselines", "wva-v1"]))
+    assert [(case.scenario, case.policy, case.cold_start, case.seed) for case in asked] == [
+        ("S1", CLAIRVOYANT, 30.0, 2),
+        ("S1", OURS, 30.0, 2),
+        ("S1", "wva-v1", 30.0, 2),
+        ("S8", CLAIRVOYANT, 100.0, 2),
+        ("S8", OURS, 100.0, 2),
+        ("S8", "wva-v1", 100.0, 2),
+    ]
+
+
+def test_the_last_line_tells_the_worst() -> None:
+    asked = cases(options(["--slice", "--scenarios", "S8", "--baselines", "wva-v1"]))
+    rows = rows_of([(case, result(replace(case, rate_scale=0.1))) for case in asked])
+    worse = replace(next(row for row in rows if row.policy == OURS), scenario="S1", attainment=0.5)
+    better = replace(worse, attainment=0.999, over_percent=4.0)
+    assert summary([worse, better])["S1"]["attainment_percent"] == 50.0
+    assert summary([better, replace(better, over_percent=7.5)])["S1"]["over_clairvoyant_percent"] == 7.5
+    assert summary([better, replace(better, over_percent=None)])["S1"]["over_clairvoyant_percent"] is None
+    assert set(summary(rows)["S8"]) == {"attainment_percent", "replicas"}
+
+
+@pytest.fixture(scope="module")
+def slice_rows() -> Mapping[tuple[str, str], Row]:
+    """Two hours in which demand doubles and falls back, at two fifths of the rate to be quick, and the ramp."""
+    ramp, steps = cases(options(["--slice", "--scenarios", "S8"])), cases(options(["--slice", "--scenarios", "S3"]))
+    rows = rows_of([(case, result(case)) for case in [*ramp, *(replace(step, rate_scale=0.4) for step in steps)]])
+    return {(row.scenario, row.policy): row for row in rows}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("scenario", "least"), [("S3", 0.95), ("S8", 0.99)])
+def test_our_law_keeps_the_objectives(scenario: str, least: float, slice_rows: Mapping[tuple[str, str], Row]) -> None:
+    # The hours of S3 are those of its steps, which no law can see coming: they spend what a day may miss.
+    assert slice_rows[scenario, OURS].attainment >= least
+
+
+@pytest.mark.timeout(600)
+def test_the_clairvoyant_schedule_is_the_cheapest_that_keeps_them(
+    slice_rows: Mapping[tuple[str, str], Row],
+) -> None:
+    for (scenario, _policy), row in slice_rows.items():
+        least = slice_rows[scenario, CLAIRVOYANT]
+        assert least.attainment >= 0.99
+        assert row.attainment < 0.99 or row.dollars >= least.dollars
+
+
+@pytest.mark.timeout(600)
+def test_our_law_costs_less_than_the_laws_that_keep_them(slice_rows: Mapping[tuple[str, str], Row]) -> None:
+    ours = slice_rows["S3", OURS]
+    others = [slice_rows["S3", name] for name in ("slo-aware", "keda-running")]
+    assert all(other.attainment < 0.99 or ours.dollars < other.dollars for other in others)
