@@ -109,7 +109,7 @@ def test_the_columns_are_those_of_the_daily_questions(plane: Cluster, namespace:
     policy = ["NAME", "MODELS", "READY", "REASON", "AGE"]
     budget = ["NAME", "LIMIT", "UNIT", "PER", "SPENT", "USED%", "FORECAST", "ACTION", "ENFORCED", "AGE"]
     assert header(plane, namespace, "mpool") == pool
-    assert header(plane, namespace, "mpool", "-o", "wide") == [*pool, "TPOT"]
+    assert header(plane, namespace, "mpool", "-o", "wide") == [*pool, "TPOT", "MET%"]
     assert header(plane, namespace, "rpolicy") == policy
     assert header(plane, namespace, "rpolicy", "-o", "wide") == [*policy, "NAMESPACES", "ADDRESS"]
     assert header(plane, namespace, "cbudget") == budget
