@@ -88,9 +88,14 @@ def _message_end(lead: bytes, start: int, stop: int) -> int:
         brace = lead.find(b"}", brace + 1, stop)
         if brace < 0:
             break
-        if lead[brace - 1] == _QUOTE and lead[brace - 2] != _BACKSLASH:
+        if lead[brace - 1] == _QUOTE and (lead[brace - 2] != _BACKSLASH or _ends_in_pairs(lead[start : brace - 1])):
             return brace
     return 0
+
+
+def _ends_in_pairs(text: bytes) -> bool:
+    """Whether the backslashes at the end escape each other, so that a quote after them is none of the text."""
+    return (len(text) - len(text.rstrip(b"\\"))) % 2 == 0
 
 
 def bound(running: int, replicas: int) -> int:

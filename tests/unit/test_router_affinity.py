@@ -50,6 +50,7 @@ turns = st.lists(st.tuples(st.text(max_size=400), st.text(max_size=400)), max_si
 @settings(deadline=None)
 @given(texts, turns, st.booleans(), st.booleans())
 @example('say "}" and \\', [('{"role":"user"}', "x")], True, False)
+@example("\\", [("", "")], False, False)
 def test_all_turns_of_a_conversation_have_one_key(
     question: str, later: list[tuple[str, str]], content_first: bool, compact: bool
 ) -> None:
