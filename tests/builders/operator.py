@@ -5,6 +5,7 @@ The operator runs with the ServiceAccount and exactly the permissions that the c
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster_tools import H100, L40S, Cluster, eventually
+from tests.cluster_tools import H100, L40S, Cluster, eventually, fresh_namespace
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/fairlead"
@@ -145,6 +146,19 @@ class Process:
         pid = (self.folder / f"{self.name}.pid").read_text(encoding="utf-8").strip()
         self.cluster.exec("kill", f"-{name}", pid)
         return self.running.wait(20)
+
+
+@contextmanager
+def installed(cluster: Cluster, folder: Path, namespace: str, platform: str) -> Iterator[Release]:
+    """A release in a fresh namespace and a platform namespace beside it; their names begin as told."""
+    port = random.randint(20_000, 29_000)  # noqa: S311 - other test runs share the network
+    with fresh_namespace(cluster, namespace) as own, fresh_namespace(cluster, platform) as beside:
+        made = Release(cluster, own, beside, folder, (port, port + 1))
+        made.install()
+        try:
+            yield made
+        finally:
+            made.uninstall()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,22 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.builders.operator import ROOT, Process, Release, operator
-from tests.cluster_tools import Cluster, eventually, fresh_namespace
+from tests.builders.operator import ROOT, Process, Release, installed, operator
+from tests.cluster_tools import Cluster, eventually
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
 def release(control_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    port = random.randint(20_000, 29_000)  # noqa: S311 - other test runs share the network
-    with fresh_namespace(control_plane, "keys") as namespace, fresh_namespace(control_plane, "platform") as platform:
-        made = Release(control_plane, namespace, platform, tmp_path_factory.mktemp("keys"), (port, port + 1))
-        made.install()
-        try:
-            yield made
-        finally:
-            made.uninstall()
+    with installed(control_plane, tmp_path_factory.mktemp("keys"), "keys", "platform") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The operator with routers, a ledger and a second replica: who has what, who leads, and how pools follow demand."""
 
 import json
-import random
 import secrets
 import time
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders.operator import Process, Release, ledger, operator, routers
+from tests.builders.operator import Process, Release, installed, ledger, operator, routers
 from tests.builders.resources import Builder, PoolBuilder, make_budget, make_policy, make_pool
 from tests.cluster_tools import L40S, Cluster, eventually, fresh_namespace
 
@@ -81,15 +80,9 @@ def release(
     control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Release]:
     assert gpu_nodes
-    port = random.randint(20_000, 29_000)  # noqa: S311 - other test runs share the network
-    with fresh_namespace(control_plane, "release") as namespace, fresh_namespace(control_plane, "fleet") as platform:
-        made = Release(control_plane, namespace, platform, tmp_path_factory.mktemp("release"), (port, port + 1))
-        made.install()
-        try:
-            with ledger(made), routers(made):
-                yield made
-        finally:
-            made.uninstall()
+    folder = tmp_path_factory.mktemp("release")
+    with installed(control_plane, folder, "release", "fleet") as made, ledger(made), routers(made):
+        yield made
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Autoscaling on a real API server: objectives of latency, who goes, who else writes, and variants without room."""
 
 import json
-import random
 import subprocess
 import sys
 import threading
@@ -12,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders.operator import Process, Release, ledger, operator, routers
+from tests.builders.operator import Process, Release, installed, ledger, operator, routers
 from tests.builders.resources import Builder, PoolBuilder, make_pool
-from tests.cluster_tools import H100, L40S, Cluster, eventually, fresh_namespace
+from tests.cluster_tools import H100, L40S, Cluster, eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -98,15 +97,9 @@ def release(
     control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Release]:
     assert gpu_nodes
-    port = random.randint(20_000, 29_000)  # noqa: S311 - other test runs share the network
-    with fresh_namespace(control_plane, "release") as namespace, fresh_namespace(control_plane, "fleet") as platform:
-        made = Release(control_plane, namespace, platform, tmp_path_factory.mktemp("release"), (port, port + 1))
-        made.install()
-        try:
-            with ledger(made), routers(made):
-                yield made
-        finally:
-            made.uninstall()
+    folder = tmp_path_factory.mktemp("release")
+    with installed(control_plane, folder, "release", "fleet") as made, ledger(made), routers(made):
+        yield made
 
 
 @pytest.fixture(scope="module")

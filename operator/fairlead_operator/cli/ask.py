@@ -1,6 +1,7 @@
 """How commands reach the ledger, and the times that people write."""
 
 import argparse
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,6 +21,12 @@ FINE, LOOK, USAGE_ERROR, UNREACHABLE = 0, 1, 2, 3
 
 class UsageError(ValueError):
     """The command line cannot be used; the text says what can."""
+
+
+def complain(text: str, status: int) -> int:
+    """Say on the standard error what is wrong, and return the exit status."""
+    print(f"fairlead: {text}", file=sys.stderr)
+    return status
 
 
 class FileToken:

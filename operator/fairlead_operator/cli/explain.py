@@ -5,9 +5,7 @@ that leads: with --metrics they are shown as well, and so is what other numbers 
 """
 
 import argparse
-import asyncio
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +14,9 @@ from pydantic import ValidationError
 
 from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition
 from fairlead_operator.api.v1alpha1.modelpool import VariantStatus
-from fairlead_operator.cli.ask import FINE, LOOK, UNREACHABLE, USAGE_ERROR, UsageError
-from fairlead_operator.cli.key import add_cluster, place, readable
-from fairlead_operator.errors import ApiError, NotFoundError, UnreachableError
+from fairlead_operator.cli.ask import FINE, LOOK, UsageError
+from fairlead_operator.cli.key import add_cluster, carry_out, place, readable
+from fairlead_operator.errors import ApiError, NotFoundError
 from fairlead_operator.kube.api import Api, Object
 from fairlead_operator.kube.resources import EVENTS, MODEL_POOLS
 from fairlead_operator.kube.session import login, open_session
@@ -65,18 +63,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 
 def run(options: argparse.Namespace) -> int:
     """0 = nothing to look at, 1 = something is, 2 = the command line cannot be used, 3 = no answer."""
-    try:
-        text, status = asyncio.run(_run(options))
-    except UsageError as error:
-        return _complain(str(error), USAGE_ERROR)
-    except UnreachableError as error:
-        return _complain(f"{error.message}. Is this the right cluster?", UNREACHABLE)
-    except NotFoundError as error:
-        return _complain(f"there is no {error.what}", LOOK)
-    except ApiError as error:
-        return _complain(str(error), LOOK)
-    print(text)
-    return status
+    return carry_out(_run(options), _refusal)
+
+
+def _refusal(error: ApiError) -> str:
+    return f"there is no {error.what}" if isinstance(error, NotFoundError) else str(error)
 
 
 async def _run(options: argparse.Namespace) -> tuple[str, int]:
@@ -308,8 +299,3 @@ def set_text(counts: Mapping[str, int]) -> str:
 
 def _replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
-
-
-def _complain(text: str, status: int) -> int:
-    print(f"fairlead: {text}", file=sys.stderr)
-    return status

@@ -5,8 +5,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from kubernetes.aio.config import ConfigException, list_kube_config_contexts
 from pydantic import ValidationError
 
 from fairlead_operator.api.v1alpha1 import CostBudget, EventReason
-from fairlead_operator.cli.ask import DAY_MS, UsageError
+from fairlead_operator.cli.ask import DAY_MS, UsageError, complain
 from fairlead_operator.cli.cost import aligned
 from fairlead_operator.clock import Clock, SystemClock
 from fairlead_operator.decide.api_keys import (
@@ -122,14 +121,19 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run one action; 0 = done, 1 = refused, 2 = the command line cannot be used, 3 = no answer."""
+    return carry_out(_run(options), _refusal)
+
+
+def carry_out(work: Coroutine[Any, Any, tuple[str, int]], refusal: Callable[[ApiError], str]) -> int:
+    """Print what the work on a cluster comes to and return its exit status, or say why it came to nothing."""
     try:
-        text, status = asyncio.run(_run(options))
+        text, status = asyncio.run(work)
     except UsageError as error:
-        return _complain(str(error), USAGE_ERROR)
+        return complain(str(error), USAGE_ERROR)
     except UnreachableError as error:
-        return _complain(f"{error.message}. Is this the right cluster?", UNREACHABLE)
+        return complain(f"{error.message}. Is this the right cluster?", UNREACHABLE)
     except ApiError as error:
-        return _complain(_refusal(error), REFUSED)
+        return complain(refusal(error), REFUSED)
     print(text)
     return status
 
@@ -382,8 +386,3 @@ def _print(text: str) -> None:
 
 def _silent(_text: str) -> None:
     """JSON is one document, printed at the end."""
-
-
-def _complain(text: str, status: int) -> int:
-    print(f"fairlead: {text}", file=sys.stderr)
-    return status

@@ -11,7 +11,17 @@ from importlib.metadata import version
 import msgspec
 
 from fairlead_operator.cli import explain, focus, key, simulate
-from fairlead_operator.cli.ask import DAY_MS, FINE, USAGE_ERROR, UsageError, add_ledger, ledger, parse_time, trouble
+from fairlead_operator.cli.ask import (
+    DAY_MS,
+    FINE,
+    USAGE_ERROR,
+    UsageError,
+    add_ledger,
+    complain,
+    ledger,
+    parse_time,
+    trouble,
+)
 from fairlead_operator.cli.cost import DIMENSIONS, TIME, Span, cost_csv, cost_table, parse_dimensions
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.units import parse_duration_ms
@@ -39,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(COMMANDS[options.command](options, time.time_ns() // 1_000_000))
     except UsageError as error:
-        return _complain(str(error), USAGE_ERROR)
+        return complain(str(error), USAGE_ERROR)
     except LedgerError as error:
-        return _complain(*trouble(error))
+        return complain(*trouble(error))
     return FINE
 
 
@@ -129,11 +139,6 @@ async def _export(options: argparse.Namespace, span: Span, only: Mapping[str, st
 
 def _json(answer: UsageAnswer) -> str:
     return msgspec.json.encode(answer).decode()
-
-
-def _complain(text: str, status: int) -> int:
-    print(f"fairlead: {text}", file=sys.stderr)
-    return status
 
 
 RENDERS: dict[str, Callable[[UsageAnswer], str]] = {"table": cost_table, "json": _json, "csv": cost_csv}
