@@ -228,6 +228,7 @@ async def serve(settings: Settings) -> None:
     clients = Clients(Limits(), parts.router.now)
     admins = Clients(Limits(), parts.router.now)
     _add_client_gauges(parts, clients)
+    certified_at = _changed_at(settings.tls_cert)
     tls = tls_context(settings)
     requests = await _listen(parts.router, clients, settings.listen, settings.port, tls)
     admin = await _listen(parts.admin, admins, settings.listen, settings.admin_port)
@@ -238,7 +239,7 @@ async def serve(settings: Settings) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(work) for work in _background(parts, (clients, admins))]
         if tls is not None:
-            running.append(tasks.create_task(_renew(tls, settings)))
+            running.append(tasks.create_task(_renew(tls, settings, certified_at)))
         await stop.wait()
         requests.close()
         clients.close()
@@ -298,11 +299,10 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-async def _renew(context: ssl.SSLContext, settings: Settings) -> None:
-    """Take a renewed certificate for new connections; one that cannot be read leaves the old one in use."""
+async def _renew(context: ssl.SSLContext, settings: Settings, seen: float) -> None:
+    """Take a certificate renewed after `seen` for new connections; one that cannot be read leaves the old in use."""
     cert = settings.tls_cert
     assert cert is not None  # noqa: S101 - there is a context
-    seen = await asyncio.to_thread(_changed_at, cert)
     while True:
         await asyncio.sleep(_RENEW_S)
         changed = await asyncio.to_thread(_changed_at, cert)
@@ -316,9 +316,10 @@ async def _renew(context: ssl.SSLContext, settings: Settings) -> None:
             log.warning("the renewed certificate %s cannot be used, the old one stays: %s", cert, error)
 
 
-def _changed_at(path: Path) -> float:
+def _changed_at(path: Path | None) -> float:
+    """When a file was last changed, in seconds since the epoch; 0 for one that is not there."""
     try:
-        return path.stat().st_mtime
+        return 0.0 if path is None else path.stat().st_mtime
     except OSError:
         return 0.0
 

@@ -506,11 +506,12 @@ async def test_a_renewed_certificate_serves_new_connections_and_a_broken_one_is_
     caplog.set_level(logging.INFO, "fairlead_router.main")
     tls = self_signed(tmp_path)
     settings = read_settings((), tls)
+    cert = tmp_path / "tls.crt"
+    certified_at = main._changed_at(cert)
     context = main.tls_context(settings)
     assert context is not None
-    cert = tmp_path / "tls.crt"
     old = ssl.create_default_context(cafile=cert)
-    renewing = asyncio.create_task(main._renew(context, settings))
+    renewing = asyncio.create_task(main._renew(context, settings, certified_at))
     loop = asyncio.get_running_loop()
     async with await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=context) as server:
         port = server.sockets[0].getsockname()[1]
