@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler fuzz-router soak-router chaos-budget test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler bench-engine-args e2e-lifecycle fuzz-router soak-router chaos-budget test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,7 @@ check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/python -m hack.api_reference --check
 	$(VENV)/python -m hack.values_reference --check
 	$(VENV)/python -m hack.metrics_reference --check
+	$(VENV)/python -m hack.engine_reference --check
 
 format: .venv/.done ## let ruff write the format and the safe fixes
 	$(VENV)/ruff format .
@@ -83,6 +84,7 @@ generate: .venv/.done ## write the CRDs and the reference pages anew
 	$(VENV)/python -m hack.api_reference
 	$(VENV)/python -m hack.values_reference
 	$(VENV)/python -m hack.metrics_reference
+	$(VENV)/python -m hack.engine_reference
 
 bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 routers
 	$(VENV)/python -m tests.bench.ledger
@@ -90,6 +92,12 @@ bench-ledger: .venv/.done ## the ledger: syncs a second, and the cost of 50 rout
 OPTIONS ?=
 bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="--quick", "--help")
 	$(VENV)/python -m tests.bench.router.run $(OPTIONS)
+
+bench-engine-args: .venv/.done ## every combination of engine settings, shown to vLLM's own parser (OPTIONS="--small", "--help")
+	$(VENV)/python -m tests.bench.engine_args $(OPTIONS)
+
+e2e-lifecycle: .venv/.done prerequisites ## a pool of real vLLM through all that happens to one, under traffic
+	$(VENV)/python -m tests.e2e.lifecycle $(OPTIONS)
 
 chaos-budget: .venv/.done ## budgets under kills, lost volumes, a bad network, wrong clocks (OPTIONS="--seed 2", "--help")
 	compiled=$$($(VENV)/python -m hack.compile) && PYTHONPATH=$$compiled $(VENV)/python -m tests.chaos.run $(OPTIONS)

@@ -33,7 +33,7 @@ MODULES = {
     ),
     "fairlead_operator": (
         "ledger.access", "ledger.escrow", "ledger.exchange", "ledger.kept", "ledger.together", "ledger.transaction",
-        "ledger.usage", "performance.replica", "simulate.fleet",
+        "ledger.usage", "performance.replica", "performance.routing", "simulate.fleet",
     ),
 }  # fmt: skip
 """By package: what a request of the router, a message to the ledger or a simulated request passes through, less the

@@ -1,4 +1,4 @@
-"""Small random models that real vLLM serves on a CPU: tiny, small (slower, longer context) and tiny-int8.
+"""Small random models for real vLLM on a CPU: tiny, small (slower, longer context), and tiny in quantised forms.
 
 usage: python3 hack/models make   make them (once for each recipe and vLLM environment), print where they are
 """
@@ -29,7 +29,7 @@ def make() -> Path:
     with alone(models.parent):
         if not models.exists():
             python = environment.install().python
-            Progress("models", COLD_SECONDS).say("tiny, small, tiny-int8")
+            Progress("models", COLD_SECONDS).say("tiny, small, and tiny quantised")
             with whole(models) as partial:
                 run([str(python), str(RECIPE), str(partial)])
     return models

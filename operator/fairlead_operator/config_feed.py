@@ -175,6 +175,7 @@ def scoped(config: RouterConfig, namespace: str) -> Compiled:
         config,
         pools=tuple(pool for pool in config.pools if _in(pool.pool, namespace)),
         policies=tuple(policy for policy in config.policies if policy.namespace == namespace),
+        adapter_policies=tuple(policy for policy in config.adapter_policies if policy.namespace == namespace),
         budgets=budgets,
         keys=tuple(key for key in config.keys if key.namespace == namespace),
     )
@@ -196,7 +197,8 @@ def _versions(pair: tuple[Compiled, CompiledEndpoints]) -> tuple[str, str]:
 
 
 def _policy(config: RouterConfig, key: str) -> PolicyConfig | None:
-    return next((one for one in config.policies if f"{one.namespace}/{one.name}" == key), None)
+    policies = (*config.policies, *config.adapter_policies)
+    return next((one for one in policies if f"{one.namespace}/{one.name}" == key), None)
 
 
 def _budget(config: RouterConfig, key: str) -> BudgetConfig | None:

@@ -24,6 +24,7 @@ class Settings:
     oidc_file: Path
     router_image: str
     engine_image: str
+    hugging_face_endpoint: str
     unbudgeted_namespaces: Unbudgeted
     listen: tuple[str, int]
     log_level: str
@@ -54,6 +55,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         oidc_file=Path(env.get("FAIRLEAD_OIDC_FILE", "/etc/fairlead-oidc/oidc.yaml")),
         router_image=env.get("FAIRLEAD_ROUTER_IMAGE", "fairlead-router:latest"),
         engine_image=env.get("FAIRLEAD_ENGINE_IMAGE", "vllm/vllm-openai:v0.32.0"),
+        hugging_face_endpoint=_address(env.get("FAIRLEAD_HUGGING_FACE_ENDPOINT", "")),
         unbudgeted_namespaces=_unbudgeted(env.get("FAIRLEAD_UNBUDGETED_NAMESPACES", "Admit")),
         listen=_listen(env.get("FAIRLEAD_LISTEN", "0.0.0.0:8080")),
         log_level=env.get("FAIRLEAD_LOG_LEVEL", "info").upper(),
@@ -62,6 +64,15 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(sorted({name for part in text.split(",") if (name := part.strip())}))
+
+
+def _address(text: str) -> str:
+    """An HTTP address without a slash at its end; empty for none."""
+    if text and not text.startswith(("http://", "https://")):
+        raise ValueError(
+            f"FAIRLEAD_HUGGING_FACE_ENDPOINT is {text!r}: write http://... or https://..., or leave it empty"
+        )
+    return text.rstrip("/")
 
 
 def _unbudgeted(text: str) -> Unbudgeted:

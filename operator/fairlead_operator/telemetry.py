@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from fairlead_operator.budget_gauges import budget_families
 from fairlead_operator.decide.signals import Report
+from fairlead_operator.decide.speculation import Judgement
 from fairlead_operator.kube.cluster import Snapshot
 
 
@@ -46,6 +47,7 @@ class _Gauges(Collector):
         self._leading = leading
         self._now_ms = now_ms
         self.scaling: dict[str, ScalingFigures] = {}
+        self.drafting: dict[str, Mapping[str, Judgement]] = {}
 
     def collect(self) -> Iterator[Metric]:
         """All gauges."""
@@ -54,6 +56,7 @@ class _Gauges(Collector):
         yield self._conditions()
         yield self._ages()
         yield from self._scaling()
+        yield from self._drafting()
         yield from budget_families(self._snapshot().budgets)
 
     def _scaling(self) -> Iterator[Metric]:
@@ -68,6 +71,23 @@ class _Gauges(Collector):
             for variant, rate in figures.capacity.items():
                 capacity.add_metric([pool, variant], rate)
         yield capacity
+
+    def _drafting(self) -> Iterator[Metric]:
+        judged = [
+            (pool, variant, one) for pool, found in self.drafting.items() for variant, one in sorted(found.items())
+        ]
+        for suffix, about, field in DRAFTING:
+            family = GaugeMetricFamily(f"fairlead_pool_draft_{suffix}", about, labels=["pool", "variant"])
+            for pool, variant, one in judged:
+                value = getattr(one, field)
+                if value is not None:
+                    family.add_metric([pool, variant], value)
+            yield family
+        text = "1 for what would pay more than a variant's drafts as they are, and what is missing to say so"
+        advice = GaugeMetricFamily("fairlead_pool_draft_advice", text, labels=["pool", "variant", "advice", "missing"])
+        for pool, variant, one in judged:
+            advice.add_metric([pool, variant, one.advice, one.missing], 1)
+        yield advice
 
     def _replicas(self) -> Metric:
         family = GaugeMetricFamily(
@@ -119,6 +139,8 @@ class Telemetry:
         gauges = _Gauges(snapshot, reports, leading, now_ms)
         self.scaling = gauges.scaling
         """The figures behind the last decision about each pool that has objectives of latency."""
+        self.drafting = gauges.drafting
+        """What is known of the drafts of each pool that has them, by variant."""
         self.registry.register(gauges)
         self.decisions = Counter(
             "fairlead_scale_decisions",
@@ -134,6 +156,7 @@ class Telemetry:
         """The pool is gone, and its series with it."""
         self.decisions.remove_by_labels({"pool": pool})
         self.scaling.pop(pool, None)
+        self.drafting.pop(pool, None)
 
 
 _SCALING: tuple[tuple[str, str, Callable[[ScalingFigures], float]], ...] = (
@@ -145,3 +168,17 @@ _SCALING: tuple[tuple[str, str, Callable[[ScalingFigures], float]], ...] = (
     ("fairlead_pool_backlog", "Requests that wait now", lambda one: one.backlog),
     ("fairlead_pool_misses_left", "Requests that may still miss the objectives today", lambda one: one.misses_left),
 )
+DRAFTING: tuple[tuple[str, str, str], ...] = (
+    ("acceptance_ratio", "Of the tokens drafted lately the share that the model kept", "acceptance"),
+    ("accepted_length", "Mean tokens of a drafted step lately", "length"),
+    ("batch", "Sequences of a replica's step lately, as a token sees it", "batch"),
+    ("speed_up_ratio", "Times as fast as without drafts at that batch, estimated", "speed_up"),
+    ("pays_below_batch", "Batch from which on drafts slow down, estimated; 0 always, +Inf never", "pays_below"),
+    ("advised_tokens", "Tokens to draft, as advised or as set", "tokens"),
+    ("advised_max_batch_size", "Largest batch to draft for, as advised or as set; 0 any", "max_batch"),
+    ("advised_speed_up_ratio", "Times as fast as without drafts with what is advised, estimated", "speed_up_advised"),
+    ("usd_per_million_tokens", "USD of a million output tokens at that batch", "usd_per_million"),
+    ("advised_usd_per_million_tokens", "The same with what is advised, estimated", "usd_per_million_advised"),
+    ("advised_saving_usd_per_hour", "USD an hour that the present load would cost less, estimated", "usd_per_hour"),
+)
+"""Name after fairlead_pool_draft_, what it says, and the figure of a Judgement."""

@@ -14,10 +14,7 @@ from fairlead_router.config import Configuration
 from fairlead_router.contract import AUDIENCE_SIGNALS
 from fairlead_router.identity import Verifier
 from fairlead_router.server import Client, Head, Request
-from fairlead_router.upstream import Reply, fetch, request_head
 
-HEALTH_TIMEOUT_S: Final = 5.0
-OK: Final = 200
 OPERATOR: Final = "fairlead-operator"
 
 
@@ -45,6 +42,7 @@ class Admin:
             b"/-/config": self._config,
             b"/-/signals": self._signals,
             b"/-/engine/health": self._engine_health,
+            b"/-/engine/ready": self._engine_ready,
         }
 
     def judge(self, head: Head) -> Refusal | None:
@@ -52,7 +50,9 @@ class Admin:
         head.path = head.path.partition(b"?")[0]
         if head.method != b"GET" or head.path not in self._paths:
             return Refusal(
-                404, "unknown_url", "The admin port has /metrics and /-/ready, config, signals, engine/health."
+                404,
+                "unknown_url",
+                "The admin port has /metrics and /-/ready, config, signals, engine/health, engine/ready.",
             )
         return None
 
@@ -111,20 +111,14 @@ class Admin:
         if not self._router.place.engine:
             return answer(404, b"a gateway has no engine\n", media="text/plain")
         try:
-            reply = await _ask_health(self._router)
+            reply = await self._router.engine_watch.health()
         except (OSError, TimeoutError) as error:
             return answer(503, f"{str(error) or 'the engine did not answer'}\n".encode(), media="text/plain")
         return answer(reply.status, reply.body, media="text/plain")
 
-
-async def engine_alive(router: Router) -> bool:
-    """Whether the engine in this pod says that it is well."""
-    try:
-        return (await _ask_health(router)).status == OK
-    except (OSError, TimeoutError):
-        return False
-
-
-async def _ask_health(router: Router) -> Reply:
-    head = request_head("GET", "/health", "engine", (), 0)
-    return await fetch(router.engine_pool(), head, b"", HEALTH_TIMEOUT_S)
+    async def _engine_ready(self, request: Request) -> bytes:
+        """Well, and warm since its last start."""
+        trouble = self._router.engine_watch.trouble()
+        if self._router.place.engine and trouble:
+            return answer(503, f"{trouble}\n".encode(), media="text/plain")
+        return await self._engine_health(request)

@@ -30,6 +30,7 @@ from fairlead_router.contract import (
     is_label,
 )
 from fairlead_router.engine_load import EngineLoad
+from fairlead_router.engine_watch import EngineWatch
 from fairlead_router.exchange import Exchange
 from fairlead_router.gauges import Peaks
 from fairlead_router.identity import Identity, Verifier
@@ -146,9 +147,9 @@ class Router:
         """The ledger's time of the last tick, or the wall's while that is not known: usage is booked at it."""
         self.swept = 0
         """Reservations that their requests left behind; always 0."""
-        self.max_context_tokens = 0
         self.own_engine = Peaks()
         self.engine_load = EngineLoad(self.own_engine)
+        self.engine_watch = EngineWatch(place.engine, self.engine_pool, times.now)
         self._limits = limits
         self._verifier = verifier
         self._lines: dict[str, Line] = {}
@@ -181,6 +182,8 @@ class Router:
             if name not in self._lines:
                 self._lines[name] = Line(pool, self.now)
         self.configured = True
+        own = index.pools.get(self.place.pool)
+        self.engine_watch.want(own.adapters if own is not None else ())
         self.set_endpoints(self._endpoints)
         for line in list(self._lines.values()):
             line.replan()
@@ -367,17 +370,18 @@ class Router:
             if lane is not None:
                 return lane
         pools = plan.policy.routes[index].pools
-        return plan.lane(index, pools[0].pool if len(pools) == 1 else self._weighted(pools))
+        ref = pools[0] if len(pools) == 1 else self._weighted(pools)
+        return plan.lane(index, ref.pool, adapter=ref.adapter)
 
     def _downgraded(self, plan: Plan, index: int) -> Lane | None:
         for fallback in plan.policy.routes[index].fallbacks:
             if "Downgraded" in fallback.when and self.serves(fallback.pool):
-                lane = plan.lane(index, fallback.pool, "Fallback")
+                lane = plan.lane(index, fallback.pool, "Fallback", fallback.adapter)
                 if lane.refusal is None and not lane.line.empty():
                     return lane
         return None
 
-    def _weighted(self, pools: tuple[WeightedPool, ...]) -> str:
+    def _weighted(self, pools: tuple[WeightedPool, ...]) -> WeightedPool:
         weighted = [ref for ref in pools if ref.weight > 0 and self._lines[ref.pool].replicas]
         weighted = weighted or [ref for ref in pools if ref.weight > 0] or list(pools)
         total = sum(max(1, ref.weight) for ref in weighted)
@@ -386,8 +390,8 @@ class Router:
         for ref in weighted:
             rest -= max(1, ref.weight)
             if rest < 0:
-                return ref.pool
-        return weighted[-1].pool
+                return ref
+        return weighted[-1]
 
     def serves(self, pool: str) -> bool:
         """Whether the configuration in use has this pool: a request under way may have begun with another."""
@@ -484,9 +488,11 @@ class Router:
             now_ms=int(self.wall() * 1000),
             uptime_s=uptime_s,
             draining=self.draining,
-            max_context_tokens=self.max_context_tokens,
+            max_context_tokens=self.engine_watch.max_context_tokens,
             engine=self.engine_load.told if self.place.engine else None,
             pools=tuple(self._pool_signals(name, line, reader) for name, line in self._lines.items()),
+            adapters=self.engine_watch.adapters.report(),
+            engine_trouble=self.engine_watch.trouble(),
         )
 
     def _pool_signals(self, name: str, line: Line, reader: str) -> PoolSignals:

@@ -54,13 +54,21 @@ class Card(Wire, frozen=True, kw_only=True):
     output_pico: int
 
 
+class AdapterConfig(Wire, frozen=True, kw_only=True):
+    """A LoRA adapter of a pool's model. ``path`` is what the engine loads: a path in its container or a repository."""
+
+    name: str
+    path: str
+
+
 class PoolConfig(Wire, frozen=True, kw_only=True):
     """What a router must know of a pool.
 
     ``max_context_tokens`` is 0 while unknown. ``slots`` is how many requests one replica runs at once (the engine's
     maxSequences). ``card`` is absent while the pool has no price: USD budgets then refuse its requests.
     ``cold_start_s`` is how long a replica usually takes to start, for Retry-After. ``ttft_ms`` and ``tpot_ms`` are the
-    pool's objectives, by which entry routers judge requests that ended; 0 = none.
+    pool's objectives, by which entry routers judge requests that ended; 0 = none. ``variant_slots`` are (variant,
+    requests that one of its replicas should run at once): beside more the objectives do not hold.
     """
 
     pool: str
@@ -70,13 +78,17 @@ class PoolConfig(Wire, frozen=True, kw_only=True):
     cold_start_s: int = 120
     ttft_ms: int = 0
     tpot_ms: int = 0
+    adapters: tuple[AdapterConfig, ...] = ()
+    """Those that the engines should have loaded."""
+    variant_slots: tuple[tuple[str, int], ...] = ()
 
 
 class WeightedPool(Wire, frozen=True, kw_only=True):
-    """One pool of a route and its share of the route's requests."""
+    """One pool of a route and its share of the route's requests; ``adapter`` answers them, if one is named."""
 
     pool: str
     weight: int = 1
+    adapter: str = ""
 
 
 class FallbackConfig(Wire, frozen=True, kw_only=True):
@@ -84,6 +96,7 @@ class FallbackConfig(Wire, frozen=True, kw_only=True):
 
     pool: str
     when: tuple[Trouble, ...]
+    adapter: str = ""
 
 
 class RouteConfig(Wire, frozen=True, kw_only=True):
@@ -179,6 +192,9 @@ class RouterConfig(Wire, frozen=True, kw_only=True):
     platform_namespaces: tuple[str, ...] = ()
     release_namespace: str = "fairlead"
     unbudgeted_namespaces: Literal["Admit", "Reject"] = "Admit"
+    adapter_policies: tuple[PolicyConfig, ...] = ()
+    """Policies that name adapters. They stand apart from ``policies``, so that a router that knows no adapters yet
+    refuses their models instead of answering with the bare model."""
 
 
 class Endpoint(Wire, frozen=True, kw_only=True):
@@ -284,6 +300,17 @@ class EngineSignals(Wire, frozen=True, kw_only=True):
     gaps_us_total: int = -1
     computed_total: int = -1
     """Prompt tokens that were computed, not found in a cache."""
+    draft_tokens_total: int = -1
+    accepted_by_position: tuple[int, ...] = ()
+    """Of the drafts' tokens those kept, by their place in the draft; empty also without speculative decoding."""
+
+
+class AdapterSignals(Wire, frozen=True, kw_only=True):
+    """One of the adapters that this pod's engine should have; ``error``: why the last try to load it failed."""
+
+    name: str
+    loaded: bool = False
+    error: str = ""
 
 
 class Signals(Wire, frozen=True, kw_only=True):
@@ -303,6 +330,9 @@ class Signals(Wire, frozen=True, kw_only=True):
     engine: EngineSignals | None = None
     """``None``: no engine here, or none that could be read lately."""
     pools: tuple[PoolSignals, ...] = ()
+    adapters: tuple[AdapterSignals, ...] = ()
+    engine_trouble: str = ""
+    """Why the engine in this pod may not take requests yet; empty when it may, or when there is none."""
 
 
 # --- 3. The budget protocol: router ↔ ledger ---------------------------------------------------------------------

@@ -7,13 +7,15 @@ nothing of the load, and other routers count what they sent.
 
 import asyncio
 import contextlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Final
 
 from fairlead_router.contract import EngineSignals
+from fairlead_router.drafting import Drafting
 from fairlead_router.gauges import Peaks
 from fairlead_router.replicas import Load
 from fairlead_router.upstream import Pool, fetch, request_head
@@ -30,13 +32,19 @@ _HEAD: Final = request_head("GET", "/metrics", "engine", (), 0)
 # Label values may hold any character but a line's end, so the last brace of the line closes the labels.
 _SAMPLE: Final = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|spec_decode_num_drafts_total"
-    rb"|spec_decode_num_accepted_tokens_total|inter_token_latency_seconds_sum|inter_token_latency_seconds_count"
-    rb"|prompt_tokens_total)(?:\{.*\})? +(\S+)",
+    rb"|spec_decode_num_draft_tokens_total|spec_decode_num_accepted_tokens_total|inter_token_latency_seconds_sum"
+    rb"|inter_token_latency_seconds_count|prompt_tokens_total)(?:\{.*\})? +(\S+)",
     re.MULTILINE,
 )
 _COMPUTED: Final = re.compile(
     rb'^vllm:prompt_tokens_by_source_total\{(?:.*,)?source="local_compute".*\} +([0-9.e+]{1,30})$', re.MULTILINE
 )
+_ACCEPTED_AT: Final = re.compile(
+    rb'^vllm:spec_decode_num_accepted_tokens_per_pos_total\{(?:.*,)?position="(\d{1,2})".*\} +([0-9.e+]{1,30})$',
+    re.MULTILINE,
+)
+_MOST_DRAFTED: Final = 32
+"""Tokens of a draft, as the field of ModelPool bounds them."""
 _MICRO: Final = 1e6
 _CACHE: Final = re.compile(rb"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
 _CACHE_SIZE: Final = re.compile(rb'(?:^|,)(num_gpu_blocks|block_size|kv_cache_size_tokens)="(\d{1,12})"')
@@ -56,6 +64,8 @@ def read_engine(metrics: bytes) -> EngineSignals:
         waiting=_total(samples.get(b"num_requests_waiting", [])),
         drafts_total=_total(samples.get(b"spec_decode_num_drafts_total", []), _MOST_TOKENS),
         accepted_total=_total(samples.get(b"spec_decode_num_accepted_tokens_total", []), _MOST_TOKENS),
+        draft_tokens_total=_total(samples.get(b"spec_decode_num_draft_tokens_total", []), _MOST_TOKENS),
+        accepted_by_position=_accepted_by_position(metrics),
         gaps_total=_total(samples.get(b"inter_token_latency_seconds_count", []), _MOST_TOKENS),
         gaps_us_total=_total(
             [_MICRO * seconds for seconds in samples.get(b"inter_token_latency_seconds_sum", [])], _MOST_US
@@ -69,6 +79,18 @@ def _computed(metrics: bytes) -> list[float]:
     with contextlib.suppress(ValueError):
         return [float(text) for text in _COMPUTED.findall(metrics)]
     return []
+
+
+def _accepted_by_position(metrics: bytes) -> tuple[int, ...]:
+    """Drafted tokens that were kept, by place, up to the first place that is not told."""
+    found: dict[int, float] = {}
+    try:
+        for place, text in _ACCEPTED_AT.findall(metrics):
+            found[int(place)] = found.get(int(place), 0.0) + float(text)
+    except ValueError:
+        return ()
+    told = itertools.takewhile(lambda place: isfinite(found.get(place, inf)), range(_MOST_DRAFTED))
+    return tuple(_bounded(found[place], _MOST_TOKENS) for place in told)
 
 
 def _kv_tokens(metrics: bytes) -> int:
@@ -118,6 +140,7 @@ class EngineLoad:
     """The engine's load. ``running``: this router's own count of requests at its engine."""
 
     running: Peaks = field(default_factory=Peaks)
+    drafting: Drafting = field(default_factory=Drafting)
     told: EngineSignals | None = None
     """The latest reading; it stays while the engine is left alone, and goes when it cannot be read."""
     _load: Load | None = None
@@ -144,6 +167,7 @@ class EngineLoad:
             metrics = await _read(pool()) if idle < LINGERS else None
             if idle < LINGERS:
                 self.told = read_engine(metrics) if metrics is not None else None
+                self.drafting.note(self.told)
             self._take(read_load(metrics) if metrics is not None else None)
             await asyncio.sleep(every_s)
 

@@ -43,8 +43,10 @@ _DROPPED: Final = frozenset({
 _OURS: Final = b"x-fairlead-"
 _DRAINING: Final = b"draining"
 _TOO_LONG: Final = b"maximum context length"
+_UNKNOWN_MODEL: Final = b"does not exist"
 OK: Final = 200
 BAD_REQUEST: Final = 400
+NOT_FOUND: Final = 404
 SERVER_ERROR: Final = 500
 CLIENT_CLOSED: Final = 499
 """What the access log says of a client that left, as nginx does."""
@@ -124,7 +126,7 @@ class Exchange:
     _tries = 0
     _bounces = 0
     _upsized = False
-    _fallen: tuple[str, ...] = ()
+    _fallen: tuple[tuple[str, str], ...] = ()
     _forward: tuple[Buffer, bytes] | None = None
     _head: Head | None = None
     _answer: list[bytes] | None = None
@@ -308,12 +310,31 @@ class Exchange:
         line = lane.line
         if self._key == NO_PREFIX and body.size > SHORTEST and line.chooses():
             self._key = prefix_key(memoryview(body.prompt))
+            if lane.salt and self._key:
+                self._key = self._key ^ lane.salt or 1
+        if lane.adapter and not self._has_adapter(lane):
+            return
         replica = line.enter(self._key, self._tried)
         if replica is not None:
             self._replica = replica
             self._send(fresh=False)
         elif not (lane.route.fallbacks and line.empty() and self._fall_back("ScaledToZero")):
             self._wait_in_line(lane)
+
+    def _has_adapter(self, lane: Lane) -> bool:
+        """Pass over the replicas that lack the adapter; false if all do, and the request went elsewhere or is over."""
+        now, replicas = self._router.now(), lane.line.replicas
+        adapter, tried = lane.adapter, self._tried
+        lacking = [one for one in replicas if one not in tried and one.lacking.get(adapter, 0.0) > now]
+        self._tried = (*tried, *lacking)
+        if not replicas or any(one not in self._tried for one in replicas):
+            return True
+        self._no_adapter(lane)
+        return False
+
+    def _no_adapter(self, lane: Lane) -> None:
+        if not self._fall_back("Unavailable"):
+            self._refuse(refusals.adapter_not_loaded(lane.adapter, lane.pool))
 
     def _ask(self, lane: Lane) -> None:
         """Count it among the requests for this pool, and no longer for another."""
@@ -415,7 +436,7 @@ class Exchange:
         body, fitted = self._body, self._fit
         assert body is not None  # noqa: S101 - planned
         assert fitted is not None  # noqa: S101 - planned
-        self._forward = forward(body, lane.served, fitted.cap if body.path.generates else None)
+        self._forward = forward(body, lane.asked, fitted.cap if body.path.generates else None)
         return self._forward
 
     def _hop_lines(self, lane: Lane) -> bytes:
@@ -518,8 +539,20 @@ class Exchange:
             self._upstream_error(f"answered {head.status}")
         elif head.status == BAD_REQUEST and _TOO_LONG in body and not self._upsized:
             self._take_larger_route(head, body)
+        elif head.status == NOT_FOUND and self._lacks_adapter(body):
+            self._find_replica()
         else:
             self._pass_error(head, body)
+
+    def _lacks_adapter(self, body: bytes) -> bool:
+        """Whether the engine does not have the adapter (yet, or since a restart): that is between us and the pool."""
+        lane, replica = self._lane, self._replica
+        if lane is None or replica is None or not lane.adapter or _UNKNOWN_MODEL not in body:
+            return False
+        replica.lack(lane.adapter, self._router.now())
+        self._replica_answered()
+        self._free_slot()
+        return True
 
     def _refused_by_replica(self, head: Head) -> None:
         reason = head.get(b"x-fairlead-retry")
@@ -668,12 +701,15 @@ class Exchange:
         if plan is None or lane is None or fitted is None:
             return False
         for fallback in lane.route.fallbacks:
-            if trouble not in fallback.when or fallback.pool in self._fallen or fallback.pool == lane.pool:
+            pair = (fallback.pool, fallback.adapter)
+            # The same replicas without the adapter, or with another, help only where they lack it.
+            own = fallback.pool == lane.pool and (trouble != "Unavailable" or fallback.adapter == lane.adapter)
+            if trouble not in fallback.when or pair in self._fallen or own:
                 continue
-            self._fallen = (*self._fallen, fallback.pool)
+            self._fallen = (*self._fallen, pair)
             if not self._router.serves(fallback.pool):
                 continue
-            other = plan.lane(fitted.index, fallback.pool, "Fallback")
+            other = plan.lane(fitted.index, fallback.pool, "Fallback", fallback.adapter)
             if other.refusal is None and not other.line.empty():
                 if trouble == "ScaledToZero":
                     lane.line.wake()

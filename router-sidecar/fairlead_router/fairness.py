@@ -1,5 +1,7 @@
 """Who is next: strict priority between bands, deficit round robin by cost between the tenants of a band. Pure.
 
+Each priority has two bands: behind those that can still be served in time, those that were put off.
+
 Deficit round robin (Shreedhar and Varghese, 1995) credits each tenant that waits with a quantum a round, and serves its
 oldest request once its credit has reached that request's cost. The quantum here is one nano-USD, the finest there is:
 no tenant gets a burst, and what two tenants that both wait are served never differs by more than one request. The many
@@ -118,7 +120,10 @@ class FairQueue(Generic[J]):
     """Jobs in the order in which they are due: iterate for the order, then say who was served."""
 
     def __init__(self) -> None:
-        self._bands: dict[Priority, _Band[J]] = {priority: _Band() for priority in PRIORITIES}
+        self._bands: dict[tuple[Priority, bool], _Band[J]] = {
+            (priority, late): _Band() for priority in PRIORITIES for late in (False, True)
+        }
+        self._late: set[J] = set()
         self._size = 0
 
     def __len__(self) -> int:
@@ -129,19 +134,37 @@ class FairQueue(Generic[J]):
         for band in self._bands.values():
             yield from band
 
+    def late(self) -> Iterator[J]:
+        """Those that were put off, who is due first."""
+        for (_, late), band in self._bands.items():
+            if late:
+                yield from band
+
     def add(self, job: J) -> None:
         """It waits from now on."""
-        self._bands[job.priority].add(job)
+        self._bands[job.priority, False].add(job)
         self._size += 1
+
+    def put_off(self, job: J) -> bool:
+        """It goes behind all of its priority that were not put off; false if it was before."""
+        if job in self._late:
+            return False
+        self._bands[job.priority, False].remove(job, 0)
+        self._late.add(job)
+        self._bands[job.priority, True].add(job)
+        return True
 
     def serve(self, job: J) -> None:
         """It had its turn: its tenant pays the cost."""
-        self._bands[job.priority].remove(job, max(1, job.cost))
-        self._size -= 1
+        self._take(job, max(1, job.cost))
 
     def remove(self, job: J) -> None:
         """It waits no more and had no turn: its tenant keeps the credit while others of it wait."""
-        self._bands[job.priority].remove(job, 0)
+        self._take(job, 0)
+
+    def _take(self, job: J, charge: int) -> None:
+        self._bands[job.priority, job in self._late].remove(job, charge)
+        self._late.discard(job)
         self._size -= 1
 
     def yields_to(self, newcomer: J) -> J | None:
@@ -150,12 +173,11 @@ class FairQueue(Generic[J]):
         That is the newest job of the tenant with most jobs in the lowest band, if the band is lower than the
         newcomer's, or if that tenant has more jobs there than the newcomer's would have.
         """
-        for priority in reversed(PRIORITIES):
-            band = self._bands[priority]
+        for place, band in reversed(self._bands.items()):
             if band:
                 size, newest = band.longest()
                 own = band.size(newcomer.tenant) + 1
-                return newest if priority != newcomer.priority or size > own else None
-            if priority == newcomer.priority:
+                return newest if place != (newcomer.priority, False) or size > own else None
+            if place == (newcomer.priority, False):
                 break
         return None

@@ -24,11 +24,13 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 
 from fairlead_router import exchange
 from fairlead_router.access_log import AccessLog
-from fairlead_router.admin import Admin, engine_alive
+from fairlead_router.admin import Admin
 from fairlead_router.app import Place, Router, Times
 from fairlead_router.config import WAIT_S, Configuration, Store, read_files
 from fairlead_router.control import POLL_SLACK_S, LedgerPeer, NoLedger, Peer, Token
+from fairlead_router.drafting import show_drafting
 from fairlead_router.drain import Drain
+from fairlead_router.engine_watch import EngineWatch
 from fairlead_router.identity import Verifier
 from fairlead_router.journal import LEFT, OPEN_ENTRIES, STATE, SWEPT, Journal
 from fairlead_router.lease import Clocks, Session, Transport
@@ -40,23 +42,26 @@ from fairlead_router.structs import is_compiled
 from fairlead_router.successor import Successor
 from fairlead_router.telemetry import (
     ACCESS_LOG_DROPPED,
+    ADAPTER_LOADED,
     BODIES_BYTES,
     CONFIG_AGE,
     CONFIG_INFO,
     CONNECTIONS,
+    ENGINE_READY,
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
     Telemetry,
 )
 from fairlead_router.tracing import TracingUnavailableError, open_tracing
-from fairlead_router.upstream import Patience, Reply, Upstreams, fetch, request_head
+from fairlead_router.upstream import Patience, Reply, Upstreams
 
 log = logging.getLogger(__name__)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _TICK_S: Final = 0.5
 _CLOSE_S: Final = 5.0
-_CONTEXT_POLL_S: Final = 5.0
+_PART_S: Final = 2.0
+"""After SIGTERM clients are still served for so long, those too that have not yet seen this pod leave its Service."""
 _RENEW_S: Final = 30.0
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -190,6 +195,14 @@ def _add_gauges(telemetry: Telemetry, router: Router, configuration: Configurati
     telemetry.read(CONFIG_AGE, lambda: [((), configuration.age_s())])
     telemetry.read(CONFIG_INFO, lambda: [((configuration.version, configuration.endpoints_version), 1.0)])
     telemetry.read(ACCESS_LOG_DROPPED, lambda: [((), float(router.access.dropped if router.access is not None else 0))])
+    if router.place.engine:
+        show_drafting(telemetry, router.engine_load.drafting, router.place.pool)
+        _add_engine_gauges(telemetry, router.place.pool, router.engine_watch)
+
+
+def _add_engine_gauges(telemetry: Telemetry, pool: str, watch: EngineWatch) -> None:
+    telemetry.read(ENGINE_READY, lambda: [((pool,), float(not watch.trouble()))])
+    telemetry.read(ADAPTER_LOADED, lambda: [((pool, one.name), float(one.loaded)) for one in watch.adapters.report()])
 
 
 def _add_journal_gauges(telemetry: Telemetry, router: Router, successor: Successor | None) -> None:
@@ -232,7 +245,7 @@ async def serve(settings: Settings) -> None:
     tls = tls_context(settings)
     requests = await _listen(parts.router, clients, settings.listen, settings.port, tls)
     admin = await _listen(parts.admin, admins, settings.listen, settings.admin_port)
-    drain = await _listen_for_drain(parts)
+    drain = await _listen_for_drain(parts, clients)
     _freeze()
     facts = {"port": settings.port, "pool": settings.pool, "compiled": is_compiled(exchange)}
     log.info("listening", extra={"event": "Listening", **facts})
@@ -241,6 +254,7 @@ async def serve(settings: Settings) -> None:
         if tls is not None:
             running.append(tasks.create_task(_renew(tls, settings, certified_at)))
         await stop.wait()
+        await _part(clients)
         requests.close()
         clients.close()
         await _finish(clients, settings.drain_timeout_s)
@@ -324,15 +338,24 @@ def _changed_at(path: Path | None) -> float:
         return 0.0
 
 
-async def _listen_for_drain(parts: Parts) -> asyncio.Server | None:
+async def _listen_for_drain(parts: Parts, clients: Clients) -> asyncio.Server | None:
     if not parts.settings.drain:
         return None
     router = parts.router
+
+    def begin() -> None:
+        router.drain()
+        clients.closing = True
+
+    def end() -> None:
+        router.resume()
+        clients.closing = False
+
     drain = Drain(
-        begin=router.drain,
-        end=router.resume,
+        begin=begin,
+        end=end,
         running=lambda: router.own_engine.value,
-        alive=lambda: engine_alive(router),
+        alive=router.engine_watch.ready,
         timeout_s=parts.settings.drain_timeout_s,
         now=router.now,
     )
@@ -354,7 +377,7 @@ def _background(parts: Parts, clients: tuple[Clients, ...]) -> list[Any]:
     else:
         log.warning("FAIRLEAD_STATE_DIR is not set: there is no journal, and what a killed router held stays counted")
     if parts.settings.engine:
-        work += [_learn_context(parts.router), parts.router.engine_load.follow(parts.router.engine_pool)]
+        work += [parts.router.engine_watch.follow(), parts.router.engine_load.follow(parts.router.engine_pool)]
     return work
 
 
@@ -369,22 +392,13 @@ async def _tick(parts: Parts, clients: tuple[Clients, ...]) -> None:
         await asyncio.sleep(_TICK_S)
 
 
-async def _learn_context(router: Router) -> None:
-    """Ask this pod's engine for its context length until it says."""
-
-    class _Model(msgspec.Struct):
-        max_model_len: int = 0
-
-    class _Models(msgspec.Struct):
-        data: list[_Model] = []
-
-    head = request_head("GET", "/v1/models", "engine", (), 0)
-    while not router.max_context_tokens:
-        with contextlib.suppress(OSError, TimeoutError, msgspec.DecodeError):
-            reply = await fetch(router.engine_pool(), head, b"", _CONTEXT_POLL_S)
-            models = msgspec.json.decode(reply.body, type=_Models).data
-            router.max_context_tokens = max((model.max_model_len for model in models), default=0)
-        await asyncio.sleep(_CONTEXT_POLL_S)
+async def _part(clients: Clients) -> None:
+    """Tell clients to come back on another connection: one that is closed while it sends would get no answer."""
+    clients.closing = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PART_S):
+            while clients.count():  # noqa: ASYNC110 - as in _finish
+                await asyncio.sleep(_TICK_S / 10)
 
 
 async def _finish(clients: Clients, timeout_s: float) -> None:

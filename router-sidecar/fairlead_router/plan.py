@@ -13,6 +13,7 @@ that what it alone could free would stay.
 from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
+from zlib import crc32
 
 from fairlead_router import refusals
 from fairlead_router.answers import Refusal, remaining_text
@@ -124,14 +125,16 @@ class Parts:
 
 
 class Lane:
-    """One pool of one route, for the owners and the model of a plan."""
+    """One pool of one route, for the owners and the model of a plan; ``adapter``: that of the pool, or empty."""
 
     __slots__ = (
-        "_lines", "attempt", "calibration", "card", "config", "context", "index", "line", "model", "pool", "purses",
-        "refusal", "retries", "route", "series", "served", "shown", "tally", "text_only",
+        "_lines", "adapter", "asked", "attempt", "calibration", "card", "config", "context", "index", "line", "model",
+        "pool", "purses", "refusal", "retries", "route", "salt", "series", "served", "shown", "tally", "text_only",
     )  # fmt: skip
 
-    def __init__(self, parts: Parts, plan: "Plan", index: int, pool: str, attempt: Attempt = "Primary") -> None:
+    def __init__(  # noqa: PLR0917 - made in one place, below
+        self, parts: Parts, plan: "Plan", index: int, pool: str, attempt: Attempt = "Primary", adapter: str = ""
+    ) -> None:
         self.model = plan.model
         self.index = index
         self.route: RouteConfig = plan.policy.routes[index]
@@ -142,6 +145,11 @@ class Lane:
         self.context = self.config.max_context_tokens
         self.pool = pool
         self.served = pool.partition("/")[2]
+        self.adapter = adapter
+        self.asked = adapter or self.served
+        """The model by the engine's name for it."""
+        self.salt = crc32(adapter.encode())
+        """Keeps an adapter's prompts apart from those of others: engines cache them apart. 0 without an adapter."""
         self.calibration = parts.calibration(pool)
         self.retries = parts.retries(pool)
         self.series: Series = parts.telemetry.series(plan.namespace, pool, self.route.name, plan.priority)
@@ -219,13 +227,13 @@ class Plan:
         self.lanes: list[Lane | None] = [None] * len(policy.routes)
         """By route: its lane, if it has one pool and was asked for."""
         self._parts = parts
-        self._lanes: dict[tuple[int, str], Lane] = {}
+        self._lanes: dict[tuple[int, str, str], Lane] = {}
 
-    def lane(self, index: int, pool: str, attempt: Attempt = "Primary") -> Lane:
-        """The lane of a route's pool."""
-        found = self._lanes.get((index, pool))
+    def lane(self, index: int, pool: str, attempt: Attempt = "Primary", adapter: str = "") -> Lane:
+        """The lane of a route's pool, or of an adapter there."""
+        found = self._lanes.get((index, pool, adapter))
         if found is None:
-            found = self._lanes[index, pool] = Lane(self._parts, self, index, pool, attempt)
+            found = self._lanes[index, pool, adapter] = Lane(self._parts, self, index, pool, attempt, adapter)
             if len(found.route.pools) == 1 and attempt == "Primary" and not self.downgraded:
                 self.lanes[index] = found
         return found

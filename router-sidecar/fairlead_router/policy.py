@@ -54,7 +54,7 @@ def build_index(config: RouterConfig) -> Index:
     own: dict[tuple[str, str], PolicyConfig] = {}
     offered: dict[str, list[PolicyConfig]] = defaultdict(list)
     excluded = set()
-    for policy in config.policies:
+    for policy in (*config.policies, *config.adapter_policies):
         _check_routes(policy, pools)
         excluded |= {(policy.namespace, policy.name, *pair) for pair in policy.excluded}
         for model in policy.models:
@@ -82,9 +82,13 @@ def _check_routes(policy: PolicyConfig, pools: dict[str, PoolConfig]) -> None:
     for route in policy.routes:
         if not route.pools:
             raise ConfigError(f"{where}: route {route.name} has no pools")
-        for pool in (*(ref.pool for ref in route.pools), *(fallback.pool for fallback in route.fallbacks)):
+        named = [(ref.pool, ref.adapter) for ref in route.pools]
+        named += [(fallback.pool, fallback.adapter) for fallback in route.fallbacks]
+        for pool, adapter in named:
             if pool not in pools:
                 raise ConfigError(f"{where}: route {route.name} names pool {pool}, which the configuration lacks")
+            if adapter and all(one.name != adapter for one in pools[pool].adapters):
+                raise ConfigError(f"{where}: route {route.name} names adapter {adapter}, which pool {pool} lacks")
 
 
 def find_policy(index: Index, namespace: str, model: str) -> PolicyConfig | Refusal:

@@ -4,6 +4,10 @@ What a pool admits is up to its replicas: `Fleet.take` finds room or does not. W
 instead of in an engine's own queue, from which nobody could call them back: the next slot goes to the highest priority,
 and within it to the tenants in turn, by cost (`fairness`). When the line is full, who has least right to wait leaves.
 
+Where the pool promises a time to the first token, those who can still have it go before those of their priority who
+have waited too long for that: an overload costs only as many as are too many. Nobody starves: while such wait, one slot
+in `LATE_EVERY` is for the first of them, and at the end of their time to wait they leave as everyone does.
+
 A request waits either because every replica has its slots full (at most the route's maxWait) or because the pool has no
 replica (at most its maxColdStartWait); while it waits it may pass from one state to the other. A request whose size no
 route is known to take, because the pool's engine never told its context, is parked beside the line: it counts as held,
@@ -11,7 +15,7 @@ so that the pool is woken, and is looked at again when the configuration changes
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -22,6 +26,9 @@ from fairlead_router.gauges import Peaks
 from fairlead_router.replicas import Fleet, Replica
 
 MAX_LENGTH: Final = 1_000
+PATIENCE: Final = 0.8
+"""Who has waited for so much of the promised time to the first token cannot have it any more."""
+LATE_EVERY: Final = 16
 
 
 class Guest(Protocol):
@@ -74,6 +81,10 @@ class Line:
         self._now = now
         self._fleet = Fleet()
         self._slots = config.slots
+        self._open_since = now()
+        """When the first replica came: nobody is late for what passed before."""
+        self._given = 0
+        """Slots given to those that waited."""
         self._waiting: FairQueue[Place] = FairQueue()
         self._parked: FairQueue[Place] = FairQueue()
         self._queued = 0
@@ -145,7 +156,9 @@ class Line:
         """New settings or endpoints; replicas that were there before keep what is known of them."""
         was_empty = self.empty()
         self.config, self._slots = config, config.slots
-        self._fleet.update(replicas)
+        self._fleet.update(replicas, dict(config.variant_slots))
+        if was_empty:
+            self._open_since = self._now()
         self._advance()
         if was_empty != self.empty():
             for place in self._waiting:
@@ -171,12 +184,14 @@ class Line:
     def _next(self) -> tuple[Place, Replica] | None:
         """The first who can have a replica; one that may not use those with room holds up nobody."""
         now = self._now()
+        self._put_off(now)
         tried: set[tuple[Replica, ...]] = set()
-        for place in self._waiting:
+        for place in self._order():
             if place.skip in tried:
                 continue
             replica = self._fleet.take(place.key, self._slots, now, place.skip)
             if replica is not None:
+                self._given += 1
                 self._waiting.serve(place)
                 self._left(place)
                 return place, replica
@@ -184,6 +199,22 @@ class Line:
                 break
             tried.add(place.skip)
         return None
+
+    def _put_off(self, now: float) -> None:
+        """Those at the head of the line who can no longer be served in time go behind the others."""
+        if not self.config.ttft_ms:
+            return
+        patience = PATIENCE * self.config.ttft_ms / 1000
+        while (place := next(iter(self._waiting), None)) is not None:
+            waited = now - max(place.since, self._open_since)
+            if waited <= patience or not self._waiting.put_off(place):
+                return
+
+    def _order(self) -> Iterator[Place]:
+        """Who is due first; now and then who is late."""
+        if self._given % LATE_EVERY == LATE_EVERY - 1:
+            yield from self._waiting.late()
+        yield from self._waiting
 
     # --- places ---
 

@@ -220,6 +220,16 @@ def queue_full(pool: str, route: RouteConfig | None) -> Refusal:
     )
 
 
+def adapter_not_loaded(adapter: str, pool: str) -> Refusal:
+    """No replica has the adapter that the route names."""
+    return unavailable(
+        "adapter_not_loaded",
+        f"No replica of pool {pool} has adapter {adapter} loaded yet. Try again in 5s. If it stays so, owners of the "
+        f"pool see the reason in status.adapters of ModelPool {pool}.",
+        5,
+    )
+
+
 def pool_waking(model: str, waited_s: float, cold_start_s: int) -> Refusal:
     """The pool has no replica and none came in time."""
     retry = max(1, cold_start_s - int(waited_s))

@@ -16,9 +16,10 @@ four …, so a sick one costs little. If all are out, the one whose time ends fi
 
 import re
 from bisect import bisect
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from fairlead_router.affinity import Key, bound, ring
@@ -27,6 +28,9 @@ from fairlead_router.upstream import Pool, Target
 FIRST_EJECTION_S: Final = 1.0
 LONGEST_EJECTION_S: Final = 60.0
 LEAVING_S: Final = 2.0
+LACKING_S: Final = 2.0
+NO_BOUNDS: Final[Mapping[str, int]] = MappingProxyType({})
+_MOST_LACKING: Final = 64
 TOLD_S: Final = 2.0
 HEAR_EVERY_S: Final = 0.05
 """A busy replica answers more often than its load is worth reading."""
@@ -90,6 +94,8 @@ class Replica:
     allowance: int = _WHOLE
     """How many requests at once its health is trusted with."""
     leaving_until: float = 0.0
+    lacking: dict[str, float] = field(default_factory=dict)
+    """Adapters that its engine said it has not loaded, and until when that is believed."""
     peers: Sequence["Replica"] = field(default=(), repr=False)
 
     def has_room(self, now: float) -> bool:
@@ -139,6 +145,12 @@ class Replica:
         """It said that it drains: it counts as gone until the endpoints say so, or it is asked again."""
         self.leaving_until = now + LEAVING_S
         self.checked(now)
+
+    def lack(self, adapter: str, now: float) -> None:
+        """Its engine said that it does not have this adapter: it is asked for it again after a while."""
+        if len(self.lacking) >= _MOST_LACKING:
+            self.lacking.clear()
+        self.lacking[adapter] = now + LACKING_S
 
     def succeeded(self) -> None:
         """It answered as it should."""
@@ -194,19 +206,27 @@ class Fleet:
         self.replicas: tuple[Replica, ...] = ()
         self.running = 0
         self._slots = 0
+        self._bounds: dict[str, int] = {}
         self._places: list[int] = []
         self._orders: list[tuple[Replica, ...]] = [()]
         self._turn = 0
         self._quarters = 4
 
-    def update(self, wanted: Iterable[Replica]) -> None:
-        """The pool has these replicas now; those that were there before keep what is known of them."""
+    def update(self, wanted: Iterable[Replica], bounds: Mapping[str, int] = NO_BOUNDS) -> None:
+        """The pool has these replicas now; those that were there before keep what is known of them.
+
+        ``bounds``: requests that a replica of a variant runs at once, where that is less than what others do.
+        """
+        if bounds != self._bounds:
+            self._bounds = dict(bounds)
+            for replica in self.replicas:
+                replica.slots, replica.limit, replica.recheck_at = self._slots_of(replica), 0, 0.0
         known = {(replica.pod, replica.target): replica for replica in self.replicas}
         replicas = tuple(known.get((replica.pod, replica.target), replica) for replica in wanted)
         if replicas == self.replicas:
             return
         for replica in replicas:
-            replica.peers, replica.slots, replica.recheck_at = replicas, self._slots, 0.0
+            replica.peers, replica.slots, replica.recheck_at = replicas, self._slots_of(replica), 0.0
         self.replicas = replicas
         # By pod, because a router knows its own pod by another address than the others do.
         self._places, orders = ring([replica.pod or str(replica.target) for replica in replicas])
@@ -217,7 +237,7 @@ class Fleet:
     def take(self, key: Key, slots: int, now: float, skip: Collection[Replica] = ()) -> Replica | None:
         """A replica with one request more, to be given back with ``release``; ``None``: nobody has room.
 
-        ``slots`` is how many requests one replica runs at once; those in ``skip`` are not taken.
+        ``slots`` is how many requests one replica runs at once at most; those in ``skip`` are not taken.
         """
         if slots != self._slots:
             self._resize(slots, now)
@@ -252,8 +272,11 @@ class Fleet:
     def _resize(self, slots: int, now: float) -> None:
         self._slots = slots
         for replica in self.replicas:
-            replica.slots = slots
+            replica.slots = self._slots_of(replica)
             replica.checked(now)
+
+    def _slots_of(self, replica: Replica) -> int:
+        return min(self._slots, self._bounds.get(replica.variant, self._slots))
 
     def _least(self, now: float) -> Replica | None:
         """The least loaded of some that stand together on the ring, each time from another place on.
@@ -293,5 +316,5 @@ class Fleet:
         staying = [replica for replica in self.replicas if replica.leaving_until <= now]
         if any(replica.ejected_until <= now for replica in staying):
             return None
-        tried = [replica for replica in staying if replica.in_flight < self._slots and replica not in skip]
+        tried = [replica for replica in staying if replica.in_flight < replica.slots and replica not in skip]
         return min(tried, key=lambda replica: replica.ejected_until, default=None)

@@ -121,13 +121,42 @@ BODIES_BYTES: Final = Metric(
 ACCESS_LOG_DROPPED: Final = Metric(
     "fairlead_access_log_dropped_total", "counter", "Lines of the access log that were not written."
 )
+DRAFTS: Final = Metric(
+    "fairlead_drafts_total", "counter", "Times that this pod's engine drafted tokens ahead of the model.", ("pool",)
+)
+DRAFT_TOKENS: Final = Metric("fairlead_draft_tokens_total", "counter", "Tokens that it drafted.", ("pool",))
+DRAFT_ACCEPTED: Final = Metric(
+    "fairlead_draft_accepted_tokens_total",
+    "counter",
+    "Drafted tokens that the model kept, by their place in the draft, from 1 on.",
+    ("pool", "position"),
+)
+DRAFT_RATIO: Final = Metric(
+    "fairlead_draft_acceptance_ratio", "gauge", "Of the tokens drafted in the last 5 minutes the share kept.", ("pool",)
+)
+DRAFT_LENGTH: Final = Metric(
+    "fairlead_draft_accepted_length",
+    "gauge",
+    "Mean tokens of a drafted step in the last 5 minutes: those kept, and the model's own.",
+    ("pool",),
+)
+ENGINE_READY: Final = Metric(
+    "fairlead_engine_ready", "gauge", "1: this pod's engine answered its warm-up since its last start.", ("pool",)
+)
+ADAPTER_LOADED: Final = Metric(
+    "fairlead_adapter_loaded",
+    "gauge",
+    "1: this pod's engine has the LoRA adapter; 0: it should have it.",
+    ("pool", "adapter"),
+)
 DROPPED: Final = Metric(
     "fairlead_series_dropped_total", "counter", "Times that a series did not fit a metric's 2,000.", ("metric",)
 )
 METRICS: Final = (
     REQUESTS, TOKENS, CHARGED, COST, TTFT, TPOT, QUEUE_WAIT, OVERHEAD, OBJECTIVE, STAGE, RENEWALS, RETRIES, SHED,
     EJECTIONS, CONFIG_REJECTED, REQUESTS_RUNNING, REQUESTS_WAITING, CONFIG_AGE, CONFIG_INFO, CONNECTIONS, BODIES_BYTES,
-    ACCESS_LOG_DROPPED, DROPPED,
+    ACCESS_LOG_DROPPED, DRAFTS, DRAFT_TOKENS, DRAFT_ACCEPTED, DRAFT_RATIO, DRAFT_LENGTH, ENGINE_READY, ADAPTER_LOADED,
+    DROPPED,
 )  # fmt: skip
 """Every metric of a router, for the reference."""
 

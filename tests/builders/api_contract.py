@@ -11,7 +11,7 @@ from fairlead_operator.clock import SystemClock
 from fairlead_operator.errors import ConflictError, NotFoundError
 from fairlead_operator.kube.api import Api, Object
 from fairlead_operator.kube.reflector import Reflector, Source
-from fairlead_operator.kube.resources import LEASES, SERVICES
+from fairlead_operator.kube.resources import DEPLOYMENTS, LEASES, REPLICA_SETS, SERVICES
 from tests.fakes.clock import eventually
 
 LABEL = {"app.kubernetes.io/managed-by": "fairlead-operator"}
@@ -101,6 +101,52 @@ async def a_reflector_follows_what_is_made_and_deleted(api: Api, namespace: str)
         await asyncio.gather(task, return_exceptions=True)
 
 
+def deployment(namespace: str, template_of: str, **notes: str) -> Object:
+    """A Deployment without pods, whose template carries a label, with these annotations."""
+    labels = {"app": "rolled"}
+    pod = {"containers": [{"name": "engine", "image": "localhost/none"}]}
+    template = {"metadata": {"labels": {**labels, "template": template_of}}, "spec": pod}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "rolled", "namespace": namespace, "labels": LABEL, "annotations": notes},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
+    }
+
+
+async def a_field_that_is_applied_no_longer_goes_away(api: Api, namespace: str) -> None:
+    await api.apply(DEPLOYMENTS, deployment(namespace, "1", kept="a", dropped="b"))
+    after = await api.apply(DEPLOYMENTS, deployment(namespace, "1", kept="a"))
+    assert after["metadata"]["annotations"].get("kept") == "a"
+    assert "dropped" not in after["metadata"]["annotations"]
+
+
+async def each_template_of_a_deployment_keeps_the_annotations_of_its_time_in_a_replica_set(
+    api: Api, namespace: str
+) -> None:
+    """This is the history of rollouts: a template that comes back finds its ReplicaSet again."""
+
+    async def history() -> dict[str, str]:
+        found = await api.list(REPLICA_SETS, namespace=namespace, labels="app=rolled")
+        notes = [one["metadata"]["annotations"] for one in found.items]
+        return {one["revision"]: one.get("served", "") for one in notes}
+
+    async def becomes(wanted: dict[str, str]) -> None:
+        async with asyncio.timeout(20):
+            while await history() != wanted:  # noqa: ASYNC110 - a controller of the server's makes it so
+                await asyncio.sleep(0.05)
+
+    await api.apply(DEPLOYMENTS, deployment(namespace, "1", revision="1"))
+    await becomes({"1": ""})
+    await api.apply(DEPLOYMENTS, deployment(namespace, "1", revision="1", served="1"))
+    await becomes({"1": "1"})
+    await api.apply(DEPLOYMENTS, deployment(namespace, "2", revision="2", served="1"))
+    await becomes({"1": "1", "2": "1"})
+    await api.apply(DEPLOYMENTS, deployment(namespace, "1", revision="1", served="1"))
+    await asyncio.sleep(0.2)
+    assert await history() == {"1": "1", "2": "1"}
+
+
 CONTRACT: list[Callable[[Api, str], Awaitable[None]]] = [
     an_applied_object_is_there_and_applying_it_again_changes_nothing,
     a_missing_object_is_told_as_not_found,
@@ -110,4 +156,6 @@ CONTRACT: list[Callable[[Api, str], Awaitable[None]]] = [
     a_list_is_cut_to_its_labels_and_namespace,
     a_watch_tells_what_happens_after_its_version,
     a_reflector_follows_what_is_made_and_deleted,
+    a_field_that_is_applied_no_longer_goes_away,
+    each_template_of_a_deployment_keeps_the_annotations_of_its_time_in_a_replica_set,
 ]

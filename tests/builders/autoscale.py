@@ -12,7 +12,7 @@ from fairlead_operator.performance.step import Objectives
 START = 1_795_172_400_000
 TICK_MS = 5_000
 USD = 1_000_000_000
-CURVE = Curve((5.0, 9.0, 10.0, 11.0, 12.0, 14.0), (1.0, 0.999, 0.99, 0.95, 0.7, 0.0))
+CURVE = Curve((5.0, 9.0, 10.0, 11.0, 12.0, 14.0), (1.0, 0.999, 0.99, 0.95, 0.87, 0.75))
 """A replica that takes ten requests a second at 99 %."""
 
 

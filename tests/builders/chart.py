@@ -30,6 +30,7 @@ ALL_OPTIONS: Object = {
         "pullSecrets": [{"name": "registry"}],
     },
     "engine": {"image": "registry.example.com/vllm:v0.32.0"},
+    "huggingFaceEndpoint": "http://mirror.models:8080",
     "platformNamespaces": ["ml", "ai-platform"],
     "unbudgetedNamespaces": "Reject",
     "oidc": [

@@ -164,6 +164,12 @@ def schema_misuses() -> Iterator[Misuse]:
         ("a long variant name", "Too long: may not be more than 20", pool.variant("x" * 21).obj()),
         ("an empty revision", "should be at least 1 chars long", pool.model(revision="").obj()),
         ("no variant", "should have at least 1 items", pool.spec(variants=[]).obj()),
+        ("no adapter", "should have at least 1 items", pool.model(lora={"adapters": []}).obj()),
+        (
+            "a rank that vLLM does not take",
+            "Unsupported value: 12",
+            pool.model(lora={"maxRank": 12, "adapters": [{"name": "sql", "uri": "hf://acme/sql"}]}).obj(),
+        ),
         (
             "nine variants",
             "must have at most 8 items",
@@ -195,6 +201,11 @@ def server_misuses() -> Iterator[Misuse]:
     pool, policy, budget = make_pool("chat"), make_policy("chat"), make_budget("monthly")
     for title, words, obj in (
         ("a variant twice", "Duplicate value", pool.spec(variants=[{"name": "a"}, {"name": "a"}]).obj()),
+        (
+            "an adapter twice",
+            "Duplicate value",
+            pool.model(lora={"adapters": [{"name": "sql", "uri": f"hf://acme/{n}"} for n in "ab"]}).obj(),
+        ),
         ("a model name twice", "Duplicate value", policy.models("chat", "chat").obj()),
         ("a trouble twice", "Duplicate value", _falling(when=["Saturated", "Saturated"])),
         (

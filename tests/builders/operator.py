@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/fairlead"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 ACCOUNT = "fairlead-operator"
+IMAGES = ("localhost/fairlead-router:0.1.0", "vllm/vllm-openai:v0.32.0")
 PRICES = {
     "accelerators": [
         {
@@ -173,8 +174,13 @@ def ledger(release: Release) -> Iterator[Process]:
 
 
 @contextmanager
-def operator(release: Release, index: int = 0, *, ready: bool = True) -> Iterator[Process]:
-    """One replica of the operator; waited for until it is ready, unless a test looks at what keeps it."""
+def operator(
+    release: Release, index: int = 0, *, ready: bool = True, images: tuple[str, str] = IMAGES
+) -> Iterator[Process]:
+    """One replica of the operator; waited for until it is ready, unless a test looks at what keeps it.
+
+    ``images`` are those of router and engine that this release brings along.
+    """
     port = release.ports[1] + index
     url = f"http://127.0.0.1:{port}"
     program = [sys.executable, "-m", "fairlead_operator.main", f"--kubeconfig={release.kubeconfig}"]
@@ -183,8 +189,8 @@ def operator(release: Release, index: int = 0, *, ready: bool = True) -> Iterato
         "FAIRLEAD_TOKENS_DIR": str(release.folder / "tokens"),
         "FAIRLEAD_PRICES_FILE": str(release.folder / "prices.yaml"),
         "FAIRLEAD_LEDGER_URL": release.ledger_url,
-        "FAIRLEAD_ROUTER_IMAGE": "localhost/fairlead-router:0.1.0",
-        "FAIRLEAD_ENGINE_IMAGE": "vllm/vllm-openai:v0.32.0",
+        "FAIRLEAD_ROUTER_IMAGE": images[0],
+        "FAIRLEAD_ENGINE_IMAGE": images[1],
         "FAIRLEAD_LISTEN": f"127.0.0.1:{port}",
     }
     with _process(release, f"operator-{index}", program, url, settings) as process:

@@ -31,7 +31,9 @@ STARVED_S: Final = 2.6
 LENGTHS: Final[dict[str, int]] = {"Minute": 60, "Hour": 3600}
 """Seconds of the periods whose windows are the same in every time zone in use here."""
 SPENT_CODES: Final = frozenset({"budget_exhausted", "workflow_cap"})
-_EXCUSED_CODES: Final = frozenset({"ledger_unreachable"})
+_EXCUSED_CODES: Final = frozenset({"ledger_unreachable", "journal_full", "not_configured"})
+"""What a router may answer while something was done to it or the ledger, and soon after: it cannot know, or write down,
+or has just started."""
 _SHOWN: Final = 12
 
 Key = tuple[str, str, str]

@@ -276,6 +276,10 @@ def test_who_could_not_hear_the_ledger_must_not_say_429() -> None:
     [
         (asked(700, status=503, code="ledger_unreachable"), [], "1 times 503 ledger_unreachable for no reason"),
         (asked(700, status=503, code="ledger_unreachable"), [Span(START + 690, START + 695)], ""),
+        (asked(700, status=503, code="journal_full"), [], "1 times 503 journal_full for no reason"),
+        (asked(700, status=503, code="journal_full"), [Span(START + 690, START + 695)], ""),
+        (asked(700, status=503, code="not_configured"), [], "1 times 503 not_configured for no reason"),
+        (asked(700, status=503, code="not_configured"), [Span(START + 690, START + 695)], ""),
         (asked(700, status=503, code="ledger_unreachable"), [Span(START + 690, START + 695, "r01.1")], "503"),
         (asked(700, status=502, code="upstream_error"), [Span(START + 690, START + 710)], "502 upstream_error"),
         (asked(700, status=0), [], "1 times 0 for no reason"),

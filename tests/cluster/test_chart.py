@@ -3,17 +3,20 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.builders.chart import CHART
-from tests.builders.resources import make_budget
+from tests.builders.resources import make_budget, make_policy, make_pool
 from tests.cluster_tools import Cluster, eventually, fresh_namespace
+from tests.golden_files import GOLDEN
 
 pytestmark = pytest.mark.cluster
 
 GROUP = "fairlead.dev"
+PREVIOUS = GOLDEN / "chart/previous/fairlead-0.1.0.tgz"
 # Other tests, too, bring the kinds to this cluster; a release takes them over.
 OURS = ("--take-ownership", "--force-conflicts")
 CRDS = {
@@ -37,9 +40,9 @@ class Release:
     cluster: Cluster
     namespace: str
 
-    def upgrade(self, *options: str) -> None:
-        """Install, or change the values."""
-        arguments = ("upgrade", "--install", "fairlead", str(CHART), f"--namespace={self.namespace}", *OURS)
+    def upgrade(self, *options: str, chart: Path = CHART) -> None:
+        """Install, or change the values or the chart."""
+        arguments = ("upgrade", "--install", "fairlead", str(chart), f"--namespace={self.namespace}", *OURS)
         # Without this, an upgrade without options keeps the options of the one before.
         self.cluster.helm(*arguments, "--reset-values", *options)
 
@@ -148,6 +151,8 @@ def test_the_operator_may_do_what_it_does(release: Release) -> None:
         "watch namespaces",
         "watch pods",
         "create deployments.apps",
+        "list replicasets.apps",
+        "delete pods",
         "patch services",
         "delete poddisruptionbudgets.policy",
         "create events.events.k8s.io",
@@ -165,7 +170,7 @@ def test_the_operator_may_do_nothing_else_of_note(release: Release) -> None:
         "get configmaps",
         "create configmaps",
         "create pods/exec",
-        "delete pods",
+        "create pods",
         "create serviceaccounts/token",
         "create clusterroles.rbac.authorization.k8s.io",
         f"update modelpools.{GROUP}",
@@ -224,6 +229,28 @@ def test_an_upgrade_changes_what_the_values_change(release: Release) -> None:
     assert release.get("deployment", "fairlead-gateway")["spec"]["replicas"] == 3
     containers = release.get("deployment", "fairlead-operator")["spec"]["template"]["spec"]["containers"]
     assert {"name": "FAIRLEAD_UNBUDGETED_NAMESPACES", "value": "Reject"} in containers[0]["env"]
+
+
+def test_an_upgrade_from_the_release_before_changes_no_object_of_anybody(release: Release, namespace: str) -> None:
+    """The packaged chart is the one of the release before this one, as it was."""
+    cluster = release.cluster
+    release.upgrade("--set=gateway.replicas=3", chart=PREVIOUS)
+    builders = (make_pool("chat").variant("h100").replicas(2), make_policy("chat"), make_budget("monthly"))
+    bodies = [one.obj() for one in builders]
+    cluster.apply(*(one | {"metadata": {"name": one["metadata"]["name"], "namespace": namespace}} for one in bodies))
+    kinds = [(one["kind"], one["metadata"]["name"]) for one in bodies]
+
+    def present() -> list[tuple[Any, int, str]]:
+        found = [cluster.get(kind, name, f"--namespace={namespace}") for kind, name in kinds]
+        return [(one["spec"], one["metadata"]["generation"], one["metadata"]["uid"]) for one in found]
+
+    before, claim = present(), release.get("persistentvolumeclaim", "data-fairlead-ledger-0")["metadata"]["uid"]
+    arguments = ("upgrade", "fairlead", str(CHART), f"--namespace={release.namespace}", *OURS, "--reuse-values")
+    cluster.helm(*arguments)
+    assert present() == before
+    assert release.get("persistentvolumeclaim", "data-fairlead-ledger-0")["metadata"]["uid"] == claim
+    assert release.get("deployment", "fairlead-gateway")["spec"]["replicas"] == 3
+    assert may(cluster, release.account("operator"), namespace, "list replicasets.apps") == ["list replicasets.apps"]
 
 
 def test_a_new_price_restarts_nothing(release: Release) -> None:

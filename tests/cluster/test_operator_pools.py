@@ -3,13 +3,14 @@
 import json
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.builders.operator import Process, Release, ledger, operator
 from tests.builders.resources import Builder, PoolBuilder, make_budget, make_policy, make_pool
-from tests.cluster_tools import H100, L40S, Cluster, eventually, fresh_namespace
+from tests.cluster_tools import H100, L40S, Cluster, eventually, fake_nodes, fresh_namespace, gpu_node
 
 pytestmark = pytest.mark.cluster
 
@@ -227,7 +228,7 @@ def test_hardware_without_a_price_is_said_and_serves_on(fleet: Fleet) -> None:
 def test_what_finds_no_node_is_said_with_the_schedulers_words(fleet: Fleet) -> None:
     fleet.apply(make_pool("homeless").variant("none", nodeSelector={GPU: "NVIDIA-NOWHERE"}).replicas(1))
     fleet.becomes("mpool", "homeless", "ScalingLimited", ("True", "NoCapacity"))
-    assert "nodes are available" in fleet.message("mpool", "homeless", "ScalingLimited")
+    assert "takes it: " in fleet.message("mpool", "homeless", "ScalingLimited")
 
 
 def test_a_policy_that_names_no_pool_says_so_and_the_next_one_works(fleet: Fleet) -> None:
@@ -247,3 +248,70 @@ def _reconciles(fleet: Fleet) -> float:
     text = fleet.cluster.exec("curl", "-s", f"{fleet.process.url}/metrics").stdout
     lines = [line for line in text.splitlines() if line.startswith('fairlead_reconciles_total{kind="ModelPool"')]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+# --- nodes that go, and pods that nobody takes ---
+
+
+@contextmanager
+def own_nodes(fleet: Fleet, *names: str) -> Iterator[dict[str, str]]:
+    """Fake nodes with one accelerator each, and the label that only they have."""
+    label = {"fairlead.test/own": names[0]}
+    with fake_nodes(fleet.cluster, *(gpu_node(name, L40S, gpus=1, **label) for name in names)):
+        yield label
+
+
+def pods_of(fleet: Fleet, name: str) -> dict[str, str]:
+    """The pool's pods that do not leave, each with its node."""
+    items = fleet.cluster.get("pods", "-n", fleet.namespace, "-l", f"fairlead.dev/pool={name}")["items"]
+    stay = [one for one in items if "deletionTimestamp" not in one["metadata"]]
+    return {one["metadata"]["name"]: one["spec"].get("nodeName", "") for one in stay}
+
+
+def evict(fleet: Fleet, pod: str) -> bool:
+    """Whether a pod may be evicted, as kubectl drain asks."""
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": fleet.namespace}}
+    path = f"/api/v1/namespaces/{fleet.namespace}/pods/{pod}/eviction"
+    done = fleet.cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body), check=False)
+    assert done.returncode == 0 or "disruption budget" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def test_a_drain_of_nodes_waits_for_replacements_but_not_for_those_that_find_no_node(fleet: Fleet) -> None:
+    with own_nodes(fleet, "drained-0", "drained-1") as label:
+        fleet.apply(make_pool("drained").variant("own", nodeSelector=label).replicas(2).rollout(startupTimeout="15s"))
+        fleet.becomes("mpool", "drained", "Ready", ("True", "Ready"))
+        first, second = sorted(pods_of(fleet, "drained"))
+        fleet.cluster.kubectl("cordon", "drained-0", "drained-1")
+        assert evict(fleet, first)
+        eventually(lambda: first not in pods_of(fleet, "drained"))
+        assert not evict(fleet, second), "the last replica that serves must wait for the first one's replacement"
+        eventually(lambda: evict(fleet, second), 60)
+        fleet.cluster.kubectl("delete", "mpool", "drained", "-n", fleet.namespace)
+
+
+def test_a_spot_node_that_is_reclaimed_gives_its_pod_away_at_once(fleet: Fleet) -> None:
+    with own_nodes(fleet, "spot-0", "spot-1") as label:
+        fleet.apply(make_pool("spot").variant("own", nodeSelector=label).replicas(1))
+        fleet.becomes("mpool", "spot", "Ready", ("True", "Ready"))
+        ((old, node),) = pods_of(fleet, "spot").items()
+        fleet.cluster.kubectl("taint", "node", node, "aws-node-termination-handler/spot-itn=soon:NoSchedule")
+        eventually(lambda: [at for name, at in pods_of(fleet, "spot").items() if name != old and at not in {"", node}])
+        told = [note for _, reason, note in fleet.events("spot") if reason == "ReplicaReclaimed"]
+        why = "EC2 takes the spot instance back"
+        assert told == [f"Node {node} is about to go ({why}): pod {old} drains, another one starts elsewhere."]
+        fleet.cluster.kubectl("delete", "mpool", "spot", "-n", fleet.namespace)
+
+
+def test_a_quota_that_refuses_pods_is_named_with_its_amounts(fleet: Fleet) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpu", "namespace": fleet.namespace}}
+    used = "requests.nvidia.com/gpu"
+    with own_nodes(fleet, "full-0", "full-1") as label:
+        running = len(fleet.cluster.get("pods", "-n", fleet.namespace)["items"])
+        fleet.cluster.apply(quota | {"spec": {"hard": {used: str(running + 1)}}})
+        try:
+            fleet.apply(make_pool("full").variant("own", nodeSelector=label).replicas(2))
+            eventually(lambda: "ResourceQuota gpu allows" in json.dumps(fleet.get("mpool", "full").get("status", {})))
+        finally:
+            fleet.cluster.kubectl("delete", "resourcequota", "gpu", "-n", fleet.namespace)
+            fleet.cluster.kubectl("delete", "mpool", "full", "-n", fleet.namespace)

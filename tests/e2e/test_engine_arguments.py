@@ -1,69 +1,49 @@
-"""What the operator renders for an engine is what vLLM's own parser takes."""
+"""What the operator renders for an engine is what vLLM's own parser and configuration take."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from fairlead_operator.api.v1alpha1 import ModelPool
-from fairlead_operator.render.engine_args import engine_arguments, engine_problems
-from hack.vllm import environment
-from tests.builders.resources import PoolBuilder, make_pool
+from fairlead_operator.decide.engine_table.arguments import Option, options
+from hack.models.__main__ import make
+from hack.vllm import arguments, environment
+from tests.bench.engine_args.bad import bad
+from tests.bench.engine_args.good import cases
+from tests.bench.engine_args.judge import Folders, faults, line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-PROGRAM = Path(environment.__file__).with_name("check_arguments.py")
-DRAFT = "hf://org/draft"
+VERSION = arguments.short(environment.VERSION)
+STEP = 3
+"""Every third pool: the bench shows all."""
 
 
-def pool(**engine: object) -> PoolBuilder:
-    return make_pool("chat").engine(**engine)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("models"), make() / "tiny")
 
 
-POOLS = {
-    "plain": pool(),
-    "sizes": pool(maxContextTokens=16384, maxSequences=256, maxBatchedTokens=8192, memoryUtilizationPercent=85),
-    "no prefix cache": pool(prefixCaching="Disabled"),
-    **{
-        f"weights {value}": pool(quantization={"weights": value})
-        for value in ("fp8", "awq", "gptq", "compressed-tensors")
-    },
-    **{f"kv {value}": pool(quantization={"kvCache": value}) for value in ("fp8", "fp8_e4m3", "fp8_e5m2", "auto")},
-    "ngram": pool(speculativeDecoding={"method": "ngram", "tokens": 4}),
-    "ngram to a size": pool(maxSequences=64, speculativeDecoding={"method": "ngram", "tokens": 4, "maxBatchSize": 16}),
-    "mtp": pool(speculativeDecoding={"method": "mtp", "tokens": 1}),
-    **{
-        method: pool(speculativeDecoding={"method": method, "tokens": 3, "model": DRAFT})
-        for method in ("draft_model", "eagle3")
-    },
-    "parallel": pool().variant("tp", parallelism={"tensor": 2, "pipeline": 2}),
-    "extra": pool(extraArgs=["--reasoning-parser=qwen3", "--enforce-eager"]),
-    "revision": pool().model(uri="hf://org/name", revision="0e9e39f249a16976918f6564b8830bc894c89659"),
-    "streamed": pool().model(uri="s3://bucket/model"),
-}
+def test_vllm_takes_what_is_rendered(folders: Folders, tmp_path: Path) -> None:
+    found = [case for case in cases(small=True) if case.version == VERSION][::STEP]
+    lines = [line(case.pool, folders) for case in found]
+    said = faults(VERSION, lines, tmp_path)
+    assert [(dict(case.chosen), words) for case, words in zip(found, said, strict=True) if words] == []
+    assert len(lines) > 10
+    assert all(one.model for one in lines)
 
 
-def rendered(found: ModelPool) -> list[list[str]]:
-    return [list(engine_arguments(found.name, found.spec, variant)) for variant in found.spec.variants]
+def test_vllm_refuses_what_is_said_to_be_refused_and_takes_the_rest(folders: Folders, tmp_path: Path) -> None:
+    found = [one for one in bad() if one.version == VERSION and one.does != "cannot say"][::STEP]
+    said = faults(VERSION, [line(one.pool, folders) for one in found], tmp_path)
+    wrong = [
+        (one.title, words) for one, words in zip(found, said, strict=True) if (one.does == "refuses") != bool(words)
+    ]
+    assert wrong == []
 
 
-def faults(lines: list[list[str]]) -> list[str]:
-    """What vLLM says of each command line; empty where it takes it."""
-    env = {**os.environ, **environment.ENGINE_SETTINGS, "VLLM_LOGGING_LEVEL": "ERROR"}
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    command = [str(environment.install().python), str(PROGRAM)]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=300, env=env)
-    return done.stdout.splitlines()
-
-
-def test_vllm_takes_every_kind_of_line_that_is_rendered_and_refuses_a_wrong_one() -> None:
-    found = {name: builder.parsed() for name, builder in POOLS.items()}
-    assert {name: [p for p in engine_problems(one.spec) if not p.warning] for name, one in found.items()} == {
-        name: [] for name in POOLS
+def test_the_options_that_the_operator_knows_are_those_of_vllms_parser() -> None:
+    told = {
+        Option(tuple(one["names"]), one["takes"], tuple(one.get("choices", ())))
+        for one in arguments.listed(environment.ENGINE_SETTINGS)
     }
-    lines = [(name, line) for name, one in found.items() for line in rendered(one)]
-    said = faults([*(line for _, line in lines), ["org/name", "--max-num-seqs=many"]])
-    assert len(said) == len(lines) + 1
-    assert [(name, words) for (name, _), words in zip(lines, said, strict=False) if words] == []
-    assert "max-num-seqs" in said[-1]
+    known = {Option(one.names, one.takes, one.choices) for one in options() if VERSION in one.versions}
+    assert known == told

@@ -1,11 +1,13 @@
 """An API server for faults that a real one cannot be made to show: gaps, cut watches, conflicts, slowness, overload.
 
-It keeps versions, optimistic locking, label selectors, pages, bookmarks and server-side apply as a merge. What it says
-is held to the real one by tests/builders/api_contract.py, which both must pass.
+It keeps versions, optimistic locking, label selectors, pages, bookmarks and server-side apply as a merge, and gives
+each template of a Deployment its ReplicaSet. What it says is held to the real one by tests/builders/api_contract.py,
+which both must pass.
 """
 
 import asyncio
 import copy
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -53,6 +55,7 @@ class FakeApiServer:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self._objects: dict[Place, Object] = {}
+        self._applied: dict[Place, Object] = {}
         self._history: list[Change] = []
         self._version = 100
         self._compacted = 0
@@ -130,7 +133,7 @@ class FakeApiServer:
             "GET": self._get,
             "POST": self._create,
             "PUT": self._replace,
-            "PATCH": self._apply,
+            "PATCH": self._merge if "merge-patch" in request.content_type else self._apply,
             "DELETE": self._delete,
         }
         body = await request.json() if request.can_read_body else {}
@@ -184,6 +187,13 @@ class FakeApiServer:
             return _status(409, "the object has been modified; apply your changes to the latest version")
         return web.json_response(await self._store(place, body))
 
+    async def _merge(self, place: Place, _subresource: str, body: Object) -> web.StreamResponse:
+        """JSON merge patch: ``null`` takes a member away."""
+        old = self._objects.get(place)
+        if old is None:
+            return _status(404, f"{place[2]} not found")
+        return web.json_response(await self._store(place, _merge_patched(old, body)))
+
     async def _apply(self, place: Place, subresource: str, body: Object) -> web.StreamResponse:
         old = self._objects.get(place)
         if old is None and subresource:
@@ -194,10 +204,26 @@ class FakeApiServer:
         if subresource == "status" and old is not None:
             new = {**old, "status": body.get("status", {})}
         else:
-            new = _merged(old or {}, {key: value for key, value in body.items() if key != "status"})
+            body = {key: value for key, value in body.items() if key != "status"}
+            new = _merged(_without_dropped(old or {}, self._applied.get(place, {}), body), body)
+            self._applied[place] = copy.deepcopy(body)
         if old is not None and _bare(new) == _bare(old):
             return web.json_response(old)
-        return web.json_response(await self._store(place, new))
+        stored = await self._store(place, new)
+        if place[0] == "deployments":
+            await self._keep_template(stored)
+        return web.json_response(stored)
+
+    async def _keep_template(self, deployment: Object) -> None:
+        """What the Deployment controller does: it looks, and the ReplicaSet of the template gets the annotations."""
+        deployment.setdefault("status", {})["observedGeneration"] = deployment["metadata"]["generation"]
+        meta, template = deployment["metadata"], deployment["spec"].get("template") or {}
+        digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+        place = ("replicasets", meta.get("namespace", ""), f"{meta['name']}-{digest}")
+        labels = {**((template.get("metadata") or {}).get("labels") or {}), "pod-template-hash": digest}
+        old = self._objects.get(place, {"metadata": {}})
+        notes = {**(old["metadata"].get("annotations") or {}), **(meta.get("annotations") or {})}
+        await self._store(place, {**old, "metadata": {**old["metadata"], "labels": labels, "annotations": notes}})
 
     async def _delete(self, place: Place, _subresource: str, body: Object) -> web.StreamResponse:
         old = self._objects.get(place)
@@ -274,6 +300,27 @@ def _merged(old: Object, new: Object) -> Object:
     for key, value in new.items():
         merged[key] = _merged(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
     return merged
+
+
+def _merge_patched(old: Object, patch: Object) -> Object:
+    merged = {key: value for key, value in old.items() if patch.get(key, value) is not None}
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            merged[key] = _merge_patched(merged[key] if isinstance(merged.get(key), dict) else {}, value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _without_dropped(old: Object, last: Object, new: Object) -> Object:
+    """What is left when the fields go that were applied the last time and are not any more."""
+    kept = {}
+    for key, value in old.items():
+        if isinstance(value, dict) and isinstance(last.get(key), dict):
+            kept[key] = _without_dropped(value, last[key], new[key] if isinstance(new.get(key), dict) else {})
+        elif key not in last or key in new:
+            kept[key] = value
+    return kept
 
 
 def _bare(body: Object) -> Object:

@@ -13,6 +13,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+WARM_UP = "fairlead-warm-up"
+"""Id of the request by which a router finds out whether its engine is sane; it leaves no receipt."""
+
 
 @dataclass
 class Behaviour:
@@ -62,6 +65,24 @@ class FakeEngine:
     plan: deque[Behaviour] = field(default_factory=deque)
     receipts: list[Receipt] = field(default_factory=list)
     max_model_len: int = 4096
+    served: str = ""
+    """Its name for its model. With one, other models than that and the adapters are unknown to it."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Adapters that are loaded: paths by name."""
+    broken: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Adapters' paths that cannot be loaded: status and words."""
+    lora_calls: list[tuple[str, str]] = field(default_factory=list)
+    """Adapters that were loaded (``load``) and unloaded (``unload``), or were to be: what and name."""
+    health: int = 200
+    warm_up: deque[tuple[int, bytes]] = field(default_factory=deque)
+    """Answers to the next warm-ups; then they are sane."""
+    warm_ups: list[dict[str, Any]] = field(default_factory=list)
+    warm_up_held: asyncio.Event | None = None
+    """Warm-ups are answered only once this is set."""
+    asked: list[str] = field(default_factory=list)
+    """Paths of GET."""
+    unknown: int = 0
+    """Requests for a model that it does not have."""
     running: int = 0
     peak: int = 0
     connections: int = 0
@@ -104,6 +125,13 @@ class FakeEngine:
         if method == "GET":
             await self._get(path, writer)
             return True
+        own = self._own(path, headers, json.loads(raw))
+        if own is not None:
+            if self.warm_up_held is not None and headers.get("x-request-id") == WARM_UP:
+                await self.warm_up_held.wait()
+            writer.write(_sized(*own))
+            await writer.drain()
+            return True
         receipt = Receipt(path, headers, json.loads(raw), raw)
         self.receipts.append(receipt)
         behaviour = self.plan.popleft() if self.plan else self.behaviour
@@ -123,11 +151,52 @@ class FakeEngine:
                     await task
 
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> None:
-        body = b"{}"
+        self.asked.append(path)
+        status, body = 200, b"{}"
         if path == "/v1/models":
-            body = json.dumps({"data": [{"id": "m", "max_model_len": self.max_model_len}]}).encode()
-        writer.write(_sized(200, body))
+            body = json.dumps({"object": "list", "data": self._models()}).encode()
+        elif path == "/health":
+            status = self.health
+        writer.write(_sized(status, body))
         await writer.drain()
+
+    def _models(self) -> list[dict[str, Any]]:
+        name = self.served or "m"
+        bare = {"id": name, "root": f"/models/{name}", "parent": None, "max_model_len": self.max_model_len}
+        loaded = [
+            {"id": one, "root": path, "parent": name, "max_model_len": None} for one, path in self.adapters.items()
+        ]
+        return [bare, *loaded]
+
+    def _own(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, bytes] | None:
+        """Status and body for what is nobody's request: warm-ups, adapters; and for unknown models."""
+        if headers.get("x-request-id") == WARM_UP:
+            self.warm_ups.append({"path": path, **body})
+            return self.warm_up.popleft() if self.warm_up else (200, json.dumps(SANE).encode())
+        if path == "/v1/load_lora_adapter":
+            return self._load(body["lora_name"], body["lora_path"])
+        if path == "/v1/unload_lora_adapter":
+            return self._unload(body["lora_name"])
+        model = body.get("model")
+        if self.served and model != self.served and model not in self.adapters:
+            self.unknown += 1
+            return _error(404, f"The model `{model}` does not exist. Valid aliases: {self.served}.", "NotFoundError")
+        return None
+
+    def _load(self, name: str, path: str) -> tuple[int, bytes]:
+        self.lora_calls.append(("load", name))
+        if name in self.adapters:
+            return _error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+        if path in self.broken:
+            return _error(*self.broken[path], "InternalServerError")
+        self.adapters[name] = path
+        return 200, f"Success: LoRA adapter '{name}' added successfully.".encode()
+
+    def _unload(self, name: str) -> tuple[int, bytes]:
+        self.lora_calls.append(("unload", name))
+        if self.adapters.pop(name, None) is None:
+            return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        return 200, f"Success: LoRA adapter '{name}' removed successfully.".encode()
 
     async def _answer(self, receipt: Receipt, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
         if behaviour.hold is not None:
@@ -167,6 +236,18 @@ class FakeEngine:
             writer.transport.abort()
             return
         writer.write(b"0\r\n\r\n")
+
+
+SANE = {
+    "object": "text_completion",
+    "choices": [{"index": 0, "text": " Paris, of", "finish_reason": "length", "token_ids": [12, 7, 9, 44]}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+}
+"""A sane answer to a warm-up."""
+
+
+def _error(status: int, message: str, kind: str) -> tuple[int, bytes]:
+    return status, json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
 
 
 async def _gone(reader: asyncio.StreamReader) -> None:

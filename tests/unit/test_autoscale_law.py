@@ -247,6 +247,17 @@ def test_one_wild_figure_does_at_most_double_the_pool() -> None:
     assert "more are added once these are ready" in wish.message
 
 
+def test_a_figure_that_is_a_hundredfold_in_one_round_of_each_minute_runs_up_no_bill() -> None:
+    pool = settled(37.0, hours=2, current=4)
+    memory, most = pool.memory, 0
+    for round_ in range(120):
+        arrivals = 18_500 if round_ % 12 == 0 else 185
+        seen = observation(pool.at_ms + (round_ + 1) * TICK_MS, arrivals)
+        memory, wish = step(memory, seen, pool.given)
+        most = max(most, wish.replicas)
+    assert most <= 8
+
+
 # --- variants ---
 
 

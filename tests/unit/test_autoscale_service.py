@@ -27,8 +27,10 @@ def test_between_two_sizes_the_capacity_lies_between_and_nearer_to_the_larger() 
     assert found[3] == found[4] == pytest.approx(12.0, rel=0.01)
 
 
-def test_beyond_the_last_load_nothing_is_served_in_time() -> None:
-    assert pools(((1, CURVE),)).of(3).share(14.1) == 0
+def test_beyond_the_last_load_as_many_are_served_in_time_as_there() -> None:
+    one = pools(((1, CURVE),)).of(3)
+    for load in (14.0, 40.0, 1000.0):
+        assert load * one.share(load) == pytest.approx(14.0 * 0.75, rel=0.05)
 
 
 def test_a_curve_that_starts_below_one_falls_from_there() -> None:

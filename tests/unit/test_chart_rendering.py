@@ -124,6 +124,7 @@ def test_the_operator_is_told_what_it_reads() -> None:
         "FAIRLEAD_OIDC_FILE": "/etc/fairlead-oidc/oidc.yaml",
         "FAIRLEAD_ROUTER_IMAGE": "registry.example.com/fairlead/fairlead-router:0.1.0-rc.1",
         "FAIRLEAD_ENGINE_IMAGE": "registry.example.com/vllm:v0.32.0",
+        "FAIRLEAD_HUGGING_FACE_ENDPOINT": "http://mirror.models:8080",
         "FAIRLEAD_UNBUDGETED_NAMESPACES": "Reject",
         "FAIRLEAD_LOG_LEVEL": "debug",
     }

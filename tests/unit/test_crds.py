@@ -30,6 +30,9 @@ GOOD = {
     .rollout(maxSurge=0, maxUnavailable=1)
     .obj(),
     "a pool with the longest name": make_pool("a" * 40).obj(),
+    "a pool with an adapter": make_pool("chat")
+    .model(lora={"maxRank": 64, "maxActive": 4, "adapters": [{"name": "sql", "uri": "hf://acme/sql-lora"}]})
+    .obj(),
     "the default policy": make_policy("chat").output_tokens(default=8, max=8).obj(),
     "a policy with a route of any size": make_policy("chat")
     .route("short", ("chat", 0), ("next", 1), maxContextTokens=8192)

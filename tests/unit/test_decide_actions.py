@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead_operator.api.v1alpha1 import EventReason
@@ -149,6 +149,7 @@ def test_limits_and_increases_are_told_apart(before: dict[str, str], now: dict[s
 
 
 @given(st.integers(1, 10**14), st.integers(1, 10**13))
+@example(705_000_001, 5_000)
 def test_an_increase_is_no_other_limit_however_both_are_rounded(limit: int, extra: int) -> None:
     plain, summed = usd_places(limit * 1000), usd_places((limit + extra) * 1000)
     before = stood(limit=format_usd(limit * 1000, plain))

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead_operator.decide.engines import Learned, begin, engine_key, engine_now, learn
 from fairlead_operator.decide.signals import Report
-from fairlead_operator.performance.step import StepTime
+from fairlead_operator.performance.step import Engine, StepTime
 from fairlead_router.contract import EngineSignals, Signals
 from tests.builders.decisions import NOW
 from tests.builders.resources import PoolBuilder, make_pool
@@ -26,7 +26,7 @@ def known(builder: PoolBuilder, *labels: str) -> Learned:
     return begin(spec, spec.variants[0], labels)
 
 
-def report(at_ms: int, **told: int) -> dict[str, Report]:
+def report(at_ms: int, **told: Any) -> dict[str, Report]:
     signals = Signals(router=POD, config_version="", endpoints_version="", engine=EngineSignals(**told))
     return {POD: Report(POD, at_ms, signals)}
 
@@ -138,3 +138,76 @@ def test_other_settings_are_another_engine_and_the_number_of_replicas_is_not() -
     assert key(chat().replicas(3)) == key(chat().autoscaling(8))
     others = [chat().engine(maxSequences=9), chat(parallelism={"tensor": 2}), chat(nodeSelector={"a": "b"})]
     assert key(chat()) not in {key(one) for one in others}
+
+
+# --- drafts ---
+
+FAST = StepTime(0.010, 1e-8, 2e-5)
+NGRAM = {"method": "ngram", "tokens": 4}
+
+
+def drafting(
+    builder: PoolBuilder, rounds: int, kept: tuple[int, ...] = (80, 60, 40, 20), step: StepTime = FAST
+) -> Learned:
+    """What is learned of an engine whose sequences each have a draft of four tokens in every step.
+
+    ``kept`` are the hundredths of them that are kept, by place.
+    """
+    known_now, counters = known(builder), [0.0] * 4
+    for turn in range(rounds):
+        busy = 32 + 8 * (turn % 5)
+        steps = STEP_S / step.step(5 * busy, 0, busy * 1_000)
+        made = [steps * busy, STEP_S * busy * 1e6, steps * busy, 400.0]
+        counters = [total + gain for total, gain in zip(counters, made, strict=True)]
+        gaps, gaps_us, drafts, computed = (round(total) for total in counters)
+        places = tuple(drafts * share // 100 for share in kept)
+        told = report(
+            NOW + turn * 5_000, gaps_total=gaps, gaps_us_total=gaps_us, computed_total=computed, running=busy,
+            waiting=0, kv_tokens=400_000, kv_permille=busy * 1000 * 1000 // 400_000, drafts_total=drafts,
+            draft_tokens_total=4 * drafts, accepted_total=sum(places), accepted_by_position=places,
+        )  # fmt: skip
+        known_now = learn(known_now, told, NOW + turn * 5_000)
+    return known_now
+
+
+def engine_after(builder: PoolBuilder, learned: Learned) -> Engine:
+    spec = builder.parsed().spec
+    found = engine_now(learned, spec, spec.variants[0])
+    assert found is not None
+    return found
+
+
+def test_a_sequence_gets_the_tokens_that_its_engine_keeps_from_a_step() -> None:
+    builder = chat().engine(speculativeDecoding=NGRAM)
+    engine = engine_after(builder, drafting(builder, 80))
+    wanted = FAST.step(5 * 48, 0, 48_000) / 3
+    assert engine.step.step(48, 0, 48_000) == pytest.approx(wanted, rel=0.05)
+    assert engine.token_budget == pytest.approx(8192 / 3, rel=0.01)
+
+
+def test_before_enough_was_drafted_nothing_is_taken_to_be_kept() -> None:
+    builder = chat().engine(speculativeDecoding=NGRAM)
+    plain, seeded = engine_after(chat(), known(chat())), engine_after(builder, known(builder))
+    assert seeded.step.base == plain.step.base
+    assert seeded.step.per_token == pytest.approx(5 * plain.step.per_token)
+    assert seeded.token_budget == plain.token_budget
+
+
+def test_an_engine_that_drafts_for_small_batches_only_is_without_drafts_when_it_is_full() -> None:
+    builder = chat().engine(maxSequences=64, speculativeDecoding=NGRAM | {"maxBatchSize": 16})
+    learned = drafting(builder, 80)
+    assert learned.counted.tokens_per_step == pytest.approx(3, rel=0.01)
+    assert engine_after(builder, learned).step.step(64, 0, 64_000) == pytest.approx(FAST.step(64, 0, 64_000), rel=0.1)
+
+
+def test_a_draft_model_makes_a_step_longer_and_one_without_a_size_leaves_it_unknown() -> None:
+    small = {"method": "draft_model", "tokens": 4, "model": "hf://meta-llama/Llama-3.2-1B-Instruct"}
+    builder = chat().engine(speculativeDecoding=small)
+    plain, seeded = known(chat()).seed, known(builder)
+    assert plain is not None
+    assert seeded.seed is not None
+    assert seeded.cost is not None
+    assert 0.1 < seeded.cost < 0.4
+    assert seeded.seed.step.base == pytest.approx(plain.step.base * (1 + 4 * seeded.cost))
+    assert known(chat().engine(speculativeDecoding=small | {"model": "hf://acme/draft"})).cost is None
+    assert known(chat(nodeSelector={}).engine(speculativeDecoding=small)).cost is None

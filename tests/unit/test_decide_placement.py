@@ -24,7 +24,8 @@ def found(pods: list[PodFact], age_ms: int, startup_ms: int = TWENTY_MINUTES) ->
 
 def test_pods_without_a_node_past_five_minutes_say_that_their_variant_has_no_room() -> None:
     pods = [pod("a"), pending("b"), pending("c")]
-    assert found(pods, LONGEST_WAIT_MS) == {"h100": NoRoom(1, NOW + AGAIN_MS, WORDS)}
+    said = "none of 7 nodes takes it: 7 have too little nvidia.com/gpu free"
+    assert found(pods, LONGEST_WAIT_MS) == {"h100": NoRoom(1, NOW + AGAIN_MS, said)}
     assert found(pods, LONGEST_WAIT_MS - 1) == {}
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fairlead_operator.decide.facts import live_pods, pod_fact, telling_line
+from fairlead_operator.decide.facts import live_pods, pod_fact
+from fairlead_operator.decide.last_words import telling_line
 from fairlead_operator.decide.signals import Load, Missing, Report, Router, pool_load, told_of
 from fairlead_router.contract import EngineSignals, PoolSignals, Signals
 from tests.builders.decisions import NOW, pod, pod_object
@@ -163,3 +164,17 @@ def test_a_router_of_a_team_is_not_believed_about_pools_of_others() -> None:
     assert len(told_of(POOL, [GATEWAY, SIDECAR, stranger], reports, NOW)) == 2
     reports |= dict([report(own, held=2)])
     assert pool_load(POOL, 4, [GATEWAY, SIDECAR, own], reports, NOW).held == 3
+
+
+def test_what_a_report_says_of_a_pool_is_found_by_its_name_and_the_first_counts() -> None:
+    told = Signals(
+        router="ai-platform/p",
+        config_version="",
+        endpoints_version="",
+        pools=(PoolSignals(pool="a/x", running=1), PoolSignals(pool="a/y", running=2), PoolSignals(pool="a/x", held=9)),
+    )
+    report = Report("ai-platform/p", 1, told)
+    assert report.of("a/x") == told.pools[0]
+    assert report.of("a/y") == told.pools[1]
+    assert report.of("a/z") == PoolSignals(pool="a/z")
+    assert Report("ai-platform/p", 1, None).of("a/x") == PoolSignals(pool="a/x")

@@ -31,8 +31,8 @@ def test_what_runs_is_what_the_repository_says() -> None:
 
 def test_two_records_are_the_same_if_they_hold_the_same() -> None:
     """A decision that was made on what is still stored stands; the two are not one object."""
-    loaded, stored = (Account(10, 0, 0, 0, 1, 0, 0, 1000, 0, None, None) for _ in range(2))
-    decided = Account(10, 0, 0, 0, 1, 5, 0, 1000, 0, None, None)
+    loaded, stored = (Account(held=10, holders=1, cap_high=1000) for _ in range(2))
+    decided = Account(held=10, holders=1, recall_until=5, cap_high=1000)
     assert on_top(decided, loaded, stored, peak=10, terms=Terms(limit=1000, start=0, end=9), now=5) == decided
 
 

@@ -352,7 +352,7 @@ def test_percentiles_of_a_free_request_are_zero_and_of_none_too() -> None:
 def spent(connection: Connection, budget: LedgerBudget, now: int = NOW, **books: int) -> SpendAnswer:
     """What is told of a budget whose one account has these books in the window of NOW."""
     assert catalog.put_budgets(connection, PutBudgets(version=(1, 1), budgets=(budget,)), NOW) is None
-    row = sql.read(connection, sql.BUDGETS, rows=sql.as_list([(budget.namespace, budget.name)]))[0]
+    row = sql.read_rows(connection, sql.BUDGETS, [(budget.namespace, budget.name)])[0]
     window = {"series_id": row.series_id, "start_ms": NOW, "end_ms": NOW + HOUR}
     id_ = connection.execute(budget_window.insert().values(window).returning(budget_window.c.id)).scalar_one()
     connection.execute(account.insert().values(window_id=id_, namespace="", key="", **books))

@@ -83,10 +83,11 @@ def count(connection: Connection) -> int:
 
 def test_the_values_of_a_row_have_one_order_on_all_databases() -> None:
     holdings = [sql.ADD_HOLDING, sql.PUT_HOLDING, sql.DELETE_HOLDING]
-    writes = [sql.PUT_ACCOUNT, *holdings, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
+    writes = [sql.PUT_ACCOUNT, sql.PUT_MOVED, *holdings, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
     for statement in writes:
         assert statement["sqlite"].order == statement["postgresql"].order
     assert sql.PUT_ACCOUNT["sqlite"].order == (*Account.__struct_fields__, "account")
+    assert sql.PUT_MOVED["sqlite"].order == ("held", "charged", "cap_high", "account")
     assert sql.ADD_HOLDING["sqlite"].order[3:] == Row.__struct_fields__
     assert sql.PUT_HOLDING["sqlite"].order[:5] == Row.__struct_fields__
     assert sql.ADD_USAGE["sqlite"].order[2:] == sql.SUMS

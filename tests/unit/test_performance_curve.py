@@ -34,9 +34,9 @@ def chat() -> Curve:
     return curve(ENGINE, CHAT, OBJECTIVES)
 
 
-def test_the_shares_fall_from_all_to_none_as_the_load_rises(chat: Curve) -> None:
+def test_the_shares_fall_from_all_to_what_the_replica_can_do_as_the_load_rises(chat: Curve) -> None:
     assert chat.shares[0] == 1.0
-    assert chat.shares[-1] == 0.0
+    assert 0.6 < chat.shares[-1] < 0.9
     assert list(chat.shares) == sorted(chat.shares, reverse=True)
     assert list(chat.loads) == sorted(set(chat.loads))
     assert 10 <= len(chat.loads) <= 12
@@ -50,7 +50,7 @@ def test_the_loads_lie_close_about_the_capacity(chat: Curve) -> None:
 
 
 def test_a_capacity_is_a_load_with_that_share(chat: Curve) -> None:
-    for attainment in (0.5, 0.9, 0.99):
+    for attainment in (0.9, 0.95, 0.99):
         capacity = chat.capacity(attainment)
         assert chat.share(capacity) == pytest.approx(attainment)
         assert chat.share(capacity * 1.05) < attainment
@@ -98,8 +98,8 @@ def test_real_lengths_on_a_large_model_give_its_known_capacity(
 @pytest.mark.usefixtures("quick")
 def test_without_objectives_a_replica_takes_what_its_queue_can_bear() -> None:
     found = curve(ENGINE, CHAT, Objectives(ttft=None, tpot=None))
-    assert found.capacity(0.99) == pytest.approx(found.loads[-1], rel=0.05)
-    assert found.share(found.loads[-1]) == 0.0
+    assert found.capacity(0.99) == pytest.approx(found.loads[-1] / 1.1, rel=0.05)
+    assert found.share(found.loads[-1]) == pytest.approx(1 / 1.1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -114,8 +114,9 @@ def test_without_objectives_a_replica_takes_what_its_queue_can_bear() -> None:
 )
 def test_every_bound_of_an_engine_bounds_its_load(engine: Engine) -> None:
     found = curve(engine, CHAT, Objectives(ttft=20.0, tpot=None))
-    assert found.capacity(0.5) < found.loads[-1]
-    assert found.capacity(0.5) > 0.5 * found.loads[-1]
+    assert found.capacity(0.99) < found.loads[-1]
+    assert found.capacity(0.95) > 0.5 * found.loads[-1]
+    assert found.slots <= engine.max_sequences
 
 
 @pytest.mark.usefixtures("quick")
@@ -163,7 +164,11 @@ def test_any_mix_on_any_engine_has_a_falling_curve(engine: Engine, mix: Mix, rep
 KNOWN = Curve((1.0, 2.0, 4.0), (1.0, 0.99, 0.0))
 
 
-def test_shares_lie_on_lines_between_the_loads_and_are_zero_after_the_last() -> None:
+def test_after_the_last_load_as_many_are_served_in_time_as_there() -> None:
+    assert Curve((1.0, 2.0), (1.0, 0.8)).share(4.0) == pytest.approx(0.4)
+
+
+def test_shares_lie_on_lines_between_the_loads() -> None:
     assert [KNOWN.share(load) for load in (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)] == pytest.approx(
         [1.0, 1.0, 0.995, 0.99, 0.495, 0.0, 0.0]
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_operator.performance.model_config import model_from_config, model_from_name
+from fairlead_operator.performance.model_config import model_from_config, model_from_name, well_known
 from fairlead_operator.performance.seeds import (
     QUANTIZATIONS,
     HardwareFacts,
@@ -171,7 +171,20 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = sorted({*DEEPSEEK_V3, *QWEN_30B_A3B, "text_config", "num_local_experts", "quantization_config"})
+KEYS = sorted(
+    {
+        *DEEPSEEK_V3,
+        *QWEN_30B_A3B,
+        "text_config",
+        "num_local_experts",
+        "quantization_config",
+        "layer_types",
+        "sliding_window",
+        "sliding_window_pattern",
+        "rope_scaling",
+        "max_position_embeddings",
+    }
+)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON | st.integers(min_value=1, max_value=10**9)), st.booleans())
@@ -218,10 +231,100 @@ def test_a_well_known_name_has_the_shape_of_its_config(name: str, config: dict[s
     assert isinstance(named, ModelFacts)
     assert named.parameters == pytest.approx(read.parameters, rel=1e-3)
     assert named.active_parameters == pytest.approx(read.active_parameters, rel=1e-2)
-    assert replace(named, parameters=0, active_parameters=0, estimated=()) == replace(
+    assert replace(named, parameters=0, active_parameters=0, estimated=(), context=None) == replace(
         read, parameters=0, active_parameters=0
     )
     assert named.estimated
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [("Meta-Llama-3-8B-Instruct", 8192), ("Llama-3.1-8B", 131_072), ("Qwen3-30B-A3B-Instruct-2507", 32_768)],
+)
+def test_the_context_on_record_is_the_least_of_the_name(name: str, context: int) -> None:
+    named = model_from_name(name)
+    assert isinstance(named, ModelFacts)
+    assert named.context == context
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "certain"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "none", True),
+        ("hf://meta-llama/Meta-Llama-3-70B", "none", True),
+        ("neuralmagic/Meta-Llama-3.1-8B-Instruct-quantized.w4a16", "int4", True),
+        ("nvidia/Llama-3.1-8B-Instruct-FP4", "nvfp4", True),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "int4", True),
+        ("Qwen/Qwen2.5-7B-Instruct-1M", "none", False),
+        ("acme/Llama-3.1-8B-Instruct-GGUF", "none", False),
+        ("mistralai/Mistral-7B-v0.1", "none", False),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "none", True),
+    ],
+)
+def test_a_name_is_certain_only_if_each_of_its_words_is_accounted_for(
+    name: str, quantization: str, certain: bool
+) -> None:
+    found = well_known(name)
+    assert not isinstance(found, Unknown)
+    assert (found[0].quantization.name, found[1]) == (quantization, certain)
+    assert found[0].kv_value_bytes == (2 if quantization == "none" else 1)
+
+
+def test_a_name_that_is_not_on_record_is_unknown_and_so_is_an_unknown_quantization() -> None:
+    assert well_known("acme/novel-8b") == Unknown("the model 'novel-8b' is not on record")
+    assert isinstance(well_known("Llama-3.1-8B", quantization="turbo"), Unknown)
+    family = well_known("RedHatAI/Llama-3.1-8B-Instruct-FP8", quantization="compressed-tensors")
+    assert not isinstance(family, Unknown)
+    assert family[0].quantization.name == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("config", "windowed", "window"),
+    [
+        ({"sliding_window": 4096, "model_type": "mistral"}, 32, 4096),
+        ({"sliding_window": 4096, "model_type": "gemma2"}, 16, 4096),
+        ({"sliding_window": 512, "sliding_window_pattern": 4}, 24, 512),
+        ({"sliding_window": 4096, "use_sliding_window": False}, 0, 0),
+        ({"sliding_window": None}, 0, 0),
+        ({"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 16}, 16, 128),
+        ({"layer_types": ["full_attention"] * 32}, 0, 0),
+    ],
+)
+def test_layers_with_a_window_are_counted(config: dict[str, object], windowed: int, window: int) -> None:
+    read = facts({**LLAMA_8B, **config})
+    assert (read.windowed, read.window) == (windowed, window)
+
+
+def test_layers_of_another_kind_are_not_guessed() -> None:
+    read = model_from_config({**LLAMA_8B, "layer_types": ["linear_attention", "full_attention"] * 16})
+    assert read == Unknown("config.json has layers of a kind that is not known: linear_attention.")
+    short = model_from_config({**LLAMA_8B, "layer_types": ["full_attention"]})
+    assert short == Unknown("config.json has 1 layer_types for 32 layers.")
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 131_072}, 131_072),
+        ({"max_position_embeddings": 131_072, "rope_scaling": {"rope_type": "llama3", "factor": 8}}, 131_072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 8}}, None),
+        ({}, None),
+    ],
+)
+def test_the_context_is_the_configs_unless_it_is_stretched(config: dict[str, object], context: int | None) -> None:
+    assert facts({**LLAMA_8B, **config}).context == context
+
+
+@pytest.mark.parametrize(
+    ("stated", "size"),
+    [
+        ({"quant_method": "fp8"}, 2),
+        ({"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8}}, 1),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, 1),
+    ],
+)
+def test_a_quantized_cache_is_the_checkpoints(stated: dict[str, object], size: int) -> None:
+    assert facts({**LLAMA_8B, "quantization_config": stated}).kv_value_bytes == size
 
 
 def test_a_well_known_name_is_no_beginning_of_a_word_and_its_quantization_is_its_own() -> None:

@@ -14,9 +14,11 @@ from fairlead_operator.decide.variants import variant_options
 from fairlead_operator.performance.curve import Curve, curve
 from fairlead_operator.performance.step import Mix, Objectives
 from fairlead_operator.reconcile.autoscaler import (
+    MEASURED_ROUNDS,
     Past,
     PoolLaw,
     Scene,
+    concurrency_of,
     figures_of,
     objectives_of,
     observation_of,
@@ -97,6 +99,34 @@ def driven(law: PoolLaw, builder: PoolBuilder, curves: Curves, rounds: int, arri
         current = wish.replicas
         wished.append(current)
     return wished
+
+
+# --- requests at once ---
+
+
+def measured_law(builder: PoolBuilder, curves: Curves, rounds: int = MEASURED_ROUNDS, error: float = 0.05) -> PoolLaw:
+    """A law that knows a variant's curves, and whose engine's speed was measured in so many rounds."""
+    law = PoolLaw()
+    wish_of(law, scene(builder), curves)
+    known = law.engines["h100"]
+    law.engines["h100"] = replace(known, memory=replace(known.memory, rounds=rounds, error=error))
+    return law
+
+
+def test_a_replica_should_run_what_its_curves_were_measured_with_at_most() -> None:
+    bounded = KnownCurves(replace(TEN, slots=150))
+    assert concurrency_of(measured_law(chat(), bounded), chat().parsed()) == {"h100": 150}
+
+
+@pytest.mark.parametrize(("rounds", "error"), [(MEASURED_ROUNDS - 1, 0.05), (MEASURED_ROUNDS, 0.2)])
+def test_an_engine_that_was_not_measured_well_is_not_bounded(rounds: int, error: float) -> None:
+    law = measured_law(chat(), KnownCurves(replace(TEN, slots=150)), rounds, error)
+    assert concurrency_of(law, chat().parsed()) == {}
+
+
+def test_a_pool_without_objectives_of_latency_is_not_bounded() -> None:
+    law = measured_law(chat(), KnownCurves(replace(TEN, slots=150)))
+    assert concurrency_of(law, make_pool("chat-8b").variant("h100").replicas(8).parsed()) == {}
 
 
 # --- when there is a wish ---

@@ -9,6 +9,7 @@ from fairlead_operator.kube.cluster import Snapshot
 from fairlead_operator.reconcile.budgets import wanted_budgets
 from fairlead_operator.reconcile.configuration import (
     COLD_START,
+    CONCURRENCY,
     CONTEXT,
     Picture,
     compile_all,
@@ -24,7 +25,11 @@ GOOD = make_budget("good")
 
 
 def picture(pool: PoolBuilder, *budgets: BudgetBuilder, **annotations: str) -> Picture:
-    notes = {CONTEXT: annotations.get("context", ""), COLD_START: annotations.get("cold_start", "")}
+    notes = {
+        CONTEXT: annotations.get("context", ""),
+        COLD_START: annotations.get("cold_start", ""),
+        CONCURRENCY: annotations.get("concurrency", ""),
+    }
     children = {("Deployment", "ai-platform", "chat-l40s"): {"metadata": {"annotations": notes}}}
     policy, parsed = make_policy("chat").parsed(), [one.parsed() for one in budgets]
     snapshot = Snapshot(
@@ -63,6 +68,14 @@ def test_an_annotation_that_somebody_wrote_is_no_measurement(text: str) -> None:
 def test_what_the_leader_measured_is_taken_from_the_annotations() -> None:
     (pool,) = compiled(picture(chat(), context="8192", cold_start="91000")).pools
     assert (pool.max_context_tokens, pool.cold_start_s) == (8192, 91)
+
+
+def test_what_a_replica_should_run_at_once_is_told_to_routers_of_pools_with_objectives() -> None:
+    timed = chat().autoscaling(4, 1, objectives={"timeToFirstToken": "2s"})
+    (pool,) = compiled(picture(timed, concurrency="150")).pools
+    assert pool.variant_slots == (("l40s", 150),)
+    for made in (picture(chat(), concurrency="150"), picture(timed, concurrency="0"), picture(timed, concurrency="x")):
+        assert compiled(made).pools[0].variant_slots == ()
 
 
 def test_a_fallback_without_a_price_counts_for_the_budgets_of_those_who_may_be_sent_to_it() -> None:

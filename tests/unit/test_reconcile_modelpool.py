@@ -513,7 +513,8 @@ async def test_a_variant_without_room_leaves_its_replicas_to_another_one(desk: D
     status, reason, message = desk.condition("ScalingLimited")
     assert (status, reason) == ("True", "NoCapacity")
     assert message == (
-        "Variant h100 has no room for more than 1 replica: 0/7 nodes are available: 7 Insufficient nvidia.com/gpu. "
+        "Variant h100 has no room for more than 1 replica: none of 7 nodes takes it: "
+        "7 have too little nvidia.com/gpu free. "
         "Other variants serve instead where there are any; it is tried again at 11:20:01Z."
     )
 
@@ -628,3 +629,46 @@ async def test_a_pod_that_cannot_be_marked_keeps_no_pool_from_shrinking(desk: De
     desk.server.faults.append(Fault("PATCH", "/pods/", 403, times=9))
     await desk.reconcile(KEY)
     assert replicas_of(desk) == 1
+
+
+# --- what is refused before a pod starts, and who is replaced ---
+
+
+async def test_a_pool_that_does_not_fit_is_refused_before_a_pod_starts_and_goes_on_if_it_runs(desk: Desk) -> None:
+    h100 = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    large = make_pool("chat-8b").model(uri="hf://meta-llama/Llama-3.1-70B-Instruct").autoscaling(8)
+    small = large.model(uri="hf://meta-llama/Llama-3.1-8B-Instruct").variant("h100", nodeSelector=h100)
+    desk.view.builder = large.variant("h100", nodeSelector=h100)
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[:2] == ("False", "DoesNotFit")
+    assert desk.server.get("deployments", "ai-platform", "chat-8b-h100") is None
+    desk.view.builder = small
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[0] == "True"
+    desk.view.nodes = [NodeFact("tiny", {**h100, "nvidia.com/gpu.memory": "8192"}, {"nvidia.com/gpu": "8"})]
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[0] == "True", "what was rolled out once is not refused by a later reckoning"
+    desk.view.builder = small.engine(maxSequences=64)
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[:2] == ("False", "DoesNotFit")
+
+
+async def test_what_is_not_known_of_a_model_is_said_where_it_is_accepted(desk: Desk) -> None:
+    desk.view.builder = make_pool("chat-8b").model(uri="hf://acme/novel").variant("h100").autoscaling(8)
+    await desk.reconcile(KEY)
+    status, _, message = desk.condition("Accepted")
+    assert status == "True"
+    assert "Whether it fits is not known: its nodeSelector does not tell" in message
+
+
+async def test_a_pod_whose_node_is_about_to_go_is_replaced_once_and_told(desk: Desk) -> None:
+    await desk.reconcile(KEY)
+    desk.has_pod("spot", NOW, NOW)
+    await desk.server.put("pods", {**desk.view.pods[-1], "apiVersion": "v1", "kind": "Pod"})
+    desk.view.nodes = [NodeFact("gpu-1", {}, {"nvidia.com/gpu": "8"}, notice="spot interruption")]
+    await desk.reconcile(KEY)
+    assert desk.server.get("pods", "ai-platform", "spot") is None
+    notes = [body["note"] for place, body in desk.server._objects.items() if place[0] == "events"]
+    assert "Node gpu-1 is about to go (spot interruption): pod spot drains, another one starts elsewhere." in notes
+    await desk.reconcile(KEY)
+    assert desk.condition("Accepted")[0] == "True", "a pod that is gone already harms no reconcile"

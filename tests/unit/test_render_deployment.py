@@ -1,6 +1,7 @@
 """Deployments as they are applied, and which pod template they keep."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,18 +9,23 @@ import yaml
 from kubernetes_validate.utils import validate
 
 from fairlead_operator.api.v1alpha1 import ModelPool
+from fairlead_operator.decide.facts import Trouble
+from fairlead_operator.decide.rollout import Inputs, Live, Pin, decide
 from fairlead_operator.render.deployment import (
-    ANNOTATION_TEMPLATE,
     TemplatePlan,
     deployment,
     plan_template,
     spec_hash,
+    spec_hashes,
     validate_pool,
 )
+from fairlead_operator.render.objects import variant_labels
 from fairlead_operator.render.pod_template import Images, RenderSettings, container
+from fairlead_operator.render.revisions import ANNOTATION_TEMPLATE, kept_of, live_of, pin_of
 from fairlead_operator.render.services import pool_disruption_budget, pool_headless_service, pool_service
+from tests.builders.decisions import pod
 from tests.builders.resources import PoolBuilder, make_pool
-from tests.golden_files import assert_golden
+from tests.golden_files import GOLDEN, assert_golden
 
 IMAGES = Images("fairlead-router:0.1.0", "vllm/vllm-openai:v0.32.0")
 SETTINGS = RenderSettings()
@@ -73,8 +79,12 @@ def tp2_long() -> PoolBuilder:
     )
 
 
-def plan(pool: ModelPool, live: dict[str, str] | None = None, images: Images = IMAGES, **options: bool) -> TemplatePlan:
-    return plan_template(pool, pool.spec.variants[0], images, SETTINGS, live, **options)
+def plan(pool: ModelPool, live: dict[str, str] | None = None, images: Images = IMAGES, **given: Any) -> TemplatePlan:
+    """What follows for the first variant from a Deployment with these annotations."""
+    variant = pool.spec.variants[0]
+    found = {} if live is None else {variant.name: live_of({"metadata": {"annotations": live}})}
+    inputs: dict[str, Any] = {"wanted": spec_hashes(pool.spec), "live": found, "pods": (), "now_ms": 0} | given
+    return plan_template(pool, variant, images, SETTINGS, decision=decide(Inputs(**inputs)), live_annotations=live)
 
 
 @pytest.mark.parametrize("build", [cpu_demo, h100_fp8, tp2_long])
@@ -130,26 +140,131 @@ def test_a_new_release_keeps_the_template_and_says_so() -> None:
     second = plan(pool, first.annotations, Images("fairlead-router:0.2.0", "vllm/vllm-openai:v0.33.0"))
     assert second.template == first.template
     assert second.annotations == first.annotations
-    assert not second.changed
     assert second.stale == (
         "Variant h100 keeps engine image vllm/vllm-openai:v0.32.0 (now vllm/vllm-openai:v0.33.0), "
         "router image fairlead-router:0.1.0 (now fairlead-router:0.2.0)."
     )
 
 
+@pytest.mark.parametrize("build", [cpu_demo, h100_fp8, tp2_long])
+def test_the_pods_of_the_release_before_are_left_as_they_are(build: Any) -> None:
+    """tests/golden/render/previous.json holds Deployments as the release before wrote them."""
+    pool = build().parsed()
+    before = json.loads((GOLDEN / "render/previous.json").read_text(encoding="utf-8"))[pool.name]
+    notes = before["metadata"]["annotations"]
+    assert notes["fairlead.dev/spec-hash"] == spec_hash(pool.spec, pool.spec.variants[0])
+    kept = plan(pool, notes)
+    assert kept.template == before["spec"]["template"]
+    assert kept.stale.endswith("keeps pods as an earlier release rendered them.")
+    assert kept.annotations["fairlead.dev/revision"] == "1"
+    changed = plan(build().engine(maxSequences=3).parsed(), notes)
+    assert changed.annotations["fairlead.dev/revision"] == "2"
+    assert changed.change.startswith("revision 1 to 2: ")
+
+
+def test_the_revision_before_is_kept_word_for_word_when_it_comes_back() -> None:
+    first = plan(h100_fp8().parsed())
+    served = {**first.annotations, "fairlead.dev/served-revision": "1"}
+    second = plan(h100_fp8().engine(maxSequences=64).parsed(), served)
+    assert second.change.endswith("; + --max-num-seqs=64")
+    kept = kept_of({"metadata": {"annotations": served, "labels": variant_labels("llama-8b", "h100")}})
+    assert kept is not None
+    spec = h100_fp8().engine(maxSequences=64).parsed()
+    died = replace(pod("x", ready=False), revision="2", restarts=3, trouble=Trouble("Exited", "engine", "exit code 0"))
+    back = plan(spec, second.annotations, pods=(died,), kept=(kept,))
+    assert back.template == first.template
+    failure = live_of({"metadata": {"annotations": back.annotations}}).failure
+    assert failure is not None
+    assert (failure.revision, failure.reason) == (2, "Exited")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ({"image": "vllm:2"}, {"image": "vllm:3"}, "engine image vllm:2 to vllm:3"),
+        ({"maxSequences": 4}, {"maxSequences": 8}, "--max-num-seqs 4 to 8"),
+        ({"maxSequences": 4}, {}, "- --max-num-seqs=4"),
+        ({}, {"extraArgs": ["--enforce-eager"]}, "+ --enforce-eager"),
+    ],
+)
+def test_a_change_is_told_in_the_engines_words(before: dict[str, Any], after: dict[str, Any], text: str) -> None:
+    first = plan(make_pool("chat").engine(**before).parsed())
+    second = plan(make_pool("chat").spec(engine=after).parsed(), first.annotations)
+    assert second.change == f"revision 1 to 2: {text}"
+
+
+def test_a_restart_is_told_as_one() -> None:
+    first = plan(make_pool("chat").parsed())
+    again = make_pool("chat").pod_template(metadata={"annotations": {"fairlead.dev/restarted-at": "now"}}).parsed()
+    assert plan(again, first.annotations).change == "revision 1 to 2: restart"
+
+
+def test_what_somebody_else_wrote_into_the_annotations_counts_as_absent() -> None:
+    notes = {
+        "fairlead.dev/revision": "٣", "fairlead.dev/served-revision": "-1", "fairlead.dev/newest-revision": "9",
+        "fairlead.dev/failed-revision": '{"revision": "1"}', "fairlead.dev/template": '{"spec": []}',
+    }  # fmt: skip
+    assert live_of({"metadata": {"annotations": notes}}) == Live(1, "")
+    assert kept_of({"metadata": {"annotations": notes}}) is None
+    for text in ("", "12", "13 to x", "13 to 12 ", "1234567890 to 1"):
+        assert pin_of({"fairlead.dev/undo": text}) is None
+    assert pin_of({"fairlead.dev/undo": "13 to 12"}) == Pin(12, 13)
+
+
+# --- adapters ---
+
+
+def lora(*uris: str, **fields: Any) -> dict[str, Any]:
+    adapters = [{"name": f"a{place}", "uri": uri} for place, uri in enumerate(uris)]
+    return {"lora": {"adapters": adapters, **fields}}
+
+
+def test_adapters_come_and_go_without_a_rollout_unless_they_need_a_volume() -> None:
+    pool = make_pool("chat").model(**lora("hf://a/b"))
+    same = [pool.model(**lora("hf://a/b", "hf://a/c")), pool.model(**lora("hf://x/y"))]
+    beside = make_pool("chat").spec(model={"uri": "pvc://claim/8b", **lora("hf://a/b")})
+    assert len({_hash(beside), _hash(beside.model(**lora("pvc://claim/a")))}) == 1
+    other = [pool.model(**lora("pvc://claim/a")), pool.model(**lora("hf://a/b", maxRank=64)), make_pool("chat")]
+    assert {_hash(one) for one in same} == {_hash(pool)}
+    assert _hash(pool) not in {_hash(one) for one in other}
+
+
+def _hash(pool: PoolBuilder) -> str:
+    spec = pool.parsed().spec
+    return spec_hash(spec, spec.variants[0])
+
+
+def test_the_claims_of_adapters_are_mounted_once_and_the_engine_may_load_them() -> None:
+    pool = make_pool("chat").spec(model={"uri": "pvc://weights/8b"})
+    engine = container(
+        plan(pool.model(**lora("pvc://b/x", "pvc://a/y", "pvc://weights/z")).parsed()).template, "engine"
+    )
+    assert [one["mountPath"] for one in engine["volumeMounts"][4:]] == ["/models/weights", "/models/a", "/models/b"]
+    assert {"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "True"} in engine["env"]
+    names = {one["name"] for one in container(plan(pool.parsed()).template, "engine")["env"]}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in names
+
+
+def test_an_engine_that_needs_nothing_of_the_hub_does_not_ask_it() -> None:
+    def offline(uri: str) -> bool:
+        template = plan(make_pool("chat").spec(model={"uri": uri}).parsed()).template
+        return {"name": "HF_HUB_OFFLINE", "value": "1"} in container(template, "engine")["env"]
+
+    assert (offline("pvc://weights/8b"), offline("hf://acme/8b")) == (True, False)
+
+
+def test_stranded_pods_do_not_keep_a_node_from_being_drained() -> None:
+    spec = pool_disruption_budget(h100_fp8().parsed(), stranded=2)["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (3, "AlwaysAllow")
+
+
 def test_a_changed_spec_takes_the_new_release_with_it() -> None:
     first = plan(h100_fp8().parsed())
     newer = Images("fairlead-router:0.2.0", IMAGES.engine)
     second = plan(h100_fp8().engine(maxSequences=64).parsed(), first.annotations, newer)
-    assert second.changed
+    assert second.template != first.template
     assert second.stale == ""
     assert container(second.template, "router")["image"] == "fairlead-router:0.2.0"
-
-
-def test_a_held_template_waits_for_its_turn() -> None:
-    first = plan(h100_fp8().parsed())
-    held = plan(h100_fp8().engine(maxSequences=64).parsed(), first.annotations, hold=True)
-    assert (held.template, held.changed) == (first.template, False)
 
 
 def test_scaling_and_surge_change_no_pod() -> None:
@@ -160,7 +275,7 @@ def test_scaling_and_surge_change_no_pod() -> None:
 def test_a_restart_annotation_renders_anew() -> None:
     first = plan(h100_fp8().parsed())
     restarted = h100_fp8().pod_template(metadata={"annotations": {"restarted": "now"}}).parsed()
-    assert plan(restarted, first.annotations).changed
+    assert plan(restarted, first.annotations).template != first.template
 
 
 def test_a_damaged_annotation_renders_anew() -> None:

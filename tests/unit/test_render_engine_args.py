@@ -74,6 +74,20 @@ def test_a_draft_model_is_named() -> None:
     assert speculative(make_pool("chat").engine(speculativeDecoding=drafting))["model"] == "/models/weights/draft"
 
 
+def test_adapters_are_enabled_and_all_of_them_stay_in_the_hosts_memory() -> None:
+    lora = {"maxRank": 64, "maxActive": 4, "adapters": [{"name": "sql", "uri": "hf://acme/sql-lora"}]}
+    assert {"--enable-lora", "--max-lora-rank=64", "--max-loras=4", "--max-cpu-loras=64"} <= set(
+        arguments(make_pool("chat").model(lora=lora))
+    )
+
+
+def test_the_list_of_adapters_is_no_part_of_the_command_line() -> None:
+    one, two = ([{"name": name, "uri": f"hf://acme/{name}"} for name in names] for names in ("a", "ab"))
+    assert arguments(make_pool("chat").model(lora={"adapters": one})) == arguments(
+        make_pool("chat").model(lora={"adapters": two})
+    )
+
+
 @pytest.mark.parametrize(
     ("uri", "location"),
     [
@@ -136,7 +150,7 @@ def test_a_method_that_vllm_dropped_is_refused() -> None:
     (problem,) = engine_problems(pool.parsed().spec)
     assert problem.reason == "UnsupportedQuantization"
     assert problem.message == (
-        "spec.engine.quantization.weights is bitsandbytes: vLLM 0.32 no longer has this method. "
+        "spec.engine.quantization.weights is bitsandbytes, which is no method of vLLM 0.32 or 0.33 any more. "
         "Leave it out to use what the checkpoint says."
     )
 

@@ -115,7 +115,13 @@ vllm:spec_decode_num_accepted_tokens_total{engine="0"} 130.0
 def test_the_autoscaler_hears_the_cache_its_use_the_load_and_the_drafts() -> None:
     told = read_engine(EXPOSITION + CACHE + DRAFTS)
     assert told == EngineSignals(
-        kv_tokens=64_992, kv_permille=422, running=7, waiting=3, drafts_total=100, accepted_total=130
+        kv_tokens=64_992,
+        kv_permille=422,
+        running=7,
+        waiting=3,
+        drafts_total=100,
+        draft_tokens_total=400,
+        accepted_total=130,
     )
 
 
@@ -289,3 +295,28 @@ async def test_an_engine_that_is_not_there_yet_is_asked_until_it_is(tmp_path: Pa
         server = await asyncio.start_unix_server(engine.serve, engine.path)
         await until(load, b"7,3,422")
         server.close()
+
+
+POSITIONS = b"".join(
+    b'vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="%d",model_name="m",position="%d"} %d.0\n' % one
+    for one in ((0, 0, 70), (0, 1, 40), (0, 2, 20), (1, 0, 7), (1, 1, 4), (1, 2, 2))
+)
+
+
+def test_the_operator_hears_how_much_of_a_draft_is_kept_at_each_place() -> None:
+    told = read_engine(DRAFTS + POSITIONS)
+    assert told.draft_tokens_total == 400
+    assert told.accepted_by_position == (77, 44, 22)
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        (POSITIONS.replace(b'position="1"', b'position="3"'), (77,)),
+        (POSITIONS.replace(b"70.0", b"1e999"), ()),
+        (POSITIONS.replace(b"40.0", b"1.2.3"), ()),
+        (POSITIONS.replace(b'position="', b'position="9'), ()),
+    ],
+)
+def test_places_are_known_up_to_the_first_that_is_not(told: bytes, known: tuple[int, ...]) -> None:
+    assert read_engine(told).accepted_by_position == known

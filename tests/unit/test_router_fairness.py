@@ -191,6 +191,21 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.queue: FairQueue[Job] = FairQueue()
         self.waiting: list[Job] = []
+        self.late: list[Job] = []
+        """Those of them that were put off, in that order."""
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def put_off(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.waiting))
+        assert self.queue.put_off(job) == (job not in self.late)
+        if job not in self.late:
+            self.late.append(job)
+
+    def forget(self, job: Job) -> None:
+        self.waiting.remove(job)
+        if job in self.late:
+            self.late.remove(job)
 
     @rule(job=jobs)
     def add(self, job: Job) -> None:
@@ -202,37 +217,49 @@ class Model(RuleBasedStateMachine):
     def leave(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(self.waiting))
         self.queue.remove(job)
-        self.waiting.remove(job)
+        self.forget(job)
 
     @precondition(lambda self: self.waiting)
     @rule()
     def serve(self) -> None:
         (job,) = served(self.queue, 1)
-        self.waiting.remove(job)
+        self.forget(job)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def serve_one_further_back(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(list(self.queue)))
         self.queue.serve(job)
-        self.waiting.remove(job)
+        self.forget(job)
 
     @precondition(lambda self: self.waiting)
     @rule(newcomer=jobs)
     def make_room(self, newcomer: Job) -> None:
         victim = self.queue.yields_to(newcomer)
-        lowest = max(PRIORITIES.index(job.priority) for job in self.waiting)
-        band = [job for job in self.waiting if PRIORITIES.index(job.priority) == lowest]
+        lowest = max(self.rank(job) for job in self.waiting)
+        band = [job for job in (*self.in_time(), *self.late) if self.rank(job) == lowest]
         sizes = Counter(job.tenant for job in band)
-        if PRIORITIES.index(newcomer.priority) == lowest:
+        own = 2 * PRIORITIES.index(newcomer.priority)
+        if own == lowest:
             sizes[newcomer.tenant] += 1
-        may = PRIORITIES.index(newcomer.priority) < lowest or (
-            PRIORITIES.index(newcomer.priority) == lowest and sizes[newcomer.tenant] < max(sizes.values())
+        assert (victim is not None) == (
+            own < lowest or (own == lowest and sizes[newcomer.tenant] < max(sizes.values()))
         )
-        assert (victim is not None) == may
         if victim is not None:
             assert sizes[victim.tenant] == max(sizes.values())
             assert victim is [job for job in band if job.tenant == victim.tenant][-1]
+
+    def in_time(self) -> list[Job]:
+        return [job for job in self.waiting if job not in self.late]
+
+    def rank(self, job: Job) -> int:
+        return 2 * PRIORITIES.index(job.priority) + (job in self.late)
+
+    @invariant()
+    def those_put_off_are_behind_the_others_of_their_priority(self) -> None:
+        ranks = [self.rank(job) for job in self.queue]
+        assert ranks == sorted(ranks)
+        assert Counter(self.queue.late()) == Counter(self.late)
 
     @invariant()
     def all_are_there_once(self) -> None:
@@ -241,8 +268,8 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_of_a_tenant_that_waits_no_more(self) -> None:
-        for priority, band in self.queue._bands.items():
-            there = {job.tenant for job in self.waiting if job.priority == priority}
+        for (priority, late), band in self.queue._bands.items():
+            there = {job.tenant for job in self.waiting if (job.priority, job in self.late) == (priority, late)}
             assert band._tenants.keys() == there
             assert len(band._turns) == len(there)
             assert band._turns == sorted(band._turns, key=lambda entry: entry[0])

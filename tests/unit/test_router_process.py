@@ -191,6 +191,29 @@ async def test_a_request_under_way_is_answered_before_the_router_ends(engine: Fa
             assert await router.process.wait() == 0
 
 
+async def test_a_client_on_an_idle_connection_is_answered_and_told_to_close_after_sigterm(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "config.json", configuration())
+    found = write(tmp_path / "endpoints.json", endpoints({POOL: (await engine.start(),)}))
+    async with program("--config", config, "--endpoints", found) as router:
+        wire, silent = await router.wire(), await router.wire()
+        for one in (wire, silent):
+            await one.send(post(chat()))
+            assert "connection" not in (await one.answer()).headers
+        router.process.send_signal(signal.SIGTERM)
+        await until_async(lambda: closes(router), "an answer that closes its connection")
+        await wire.send(post(chat()))
+        assert (await wire.answer()).headers["connection"] == "close"
+        assert await silent.closed() == b""
+        async with asyncio.timeout(10):
+            assert await router.process.wait() == 0
+
+
+async def closes(router: Program) -> bool:
+    return (await router.ask(post(chat()))).headers.get("connection") == "close"
+
+
 async def refuses(router: Program) -> bool:
     try:
         await router.wire()
@@ -223,9 +246,19 @@ async def test_a_sidecar_reports_its_engines_health_and_context(
     async with program("--config", config, **sidecar(run_folder)) as router:
         assert (await router.get("/-/ready")).status == 200
         assert (await router.get("/-/engine/health")).status == 503
+        assert (await router.get("/-/engine/ready")).body == b"the engine has not opened its socket yet\n"
+        engine.warm_up.append((500, b'{"error": {"message": "no kernel image is available"}}'))
         await engine.start(str(run_folder / "engine.sock"))
         assert (await router.get("/-/engine/health")).status == 200
+        await until_async(lambda: says_why(router, b"answered 500: no kernel image is available"), "the reason")
+        await router.becomes("/-/engine/ready", 200)
+        assert f'fairlead_engine_ready{{pool="{POOL}"}} 1.0' in (await router.get("/metrics")).body.decode()
         await until_async(lambda: told_context(router, engine.max_model_len), "the context's arrival", 20)
+
+
+async def says_why(router: Program, words: bytes) -> bool:
+    answer = await router.get("/-/engine/ready")
+    return answer.status == 503 and words in answer.body
 
 
 async def told_context(router: Program, context: int) -> bool:
@@ -254,6 +287,7 @@ async def test_a_drain_waits_for_the_engines_requests_and_takes_no_more(
         )
         refused = await router.ask(hop)
         assert (refused.status, refused.headers["x-fairlead-retry"]) == (503, "draining")
+        assert refused.headers["connection"] == "close", "clients must look for another replica"
         gate.set()
         assert (await wire.answer()).status == 200
         async with asyncio.timeout(5):
@@ -263,6 +297,7 @@ async def test_a_drain_waits_for_the_engines_requests_and_takes_no_more(
         await asyncio.sleep(1.5)  # a kubelet takes longer to restart a container; the router looks twice a second
         await engine.start(str(run_folder / "engine.sock"))
         await router.becomes("/-/ready", 200)
+        assert "connection" not in (await router.ask(post(chat()))).headers
 
 
 async def serves(router: Program, model: str) -> bool:

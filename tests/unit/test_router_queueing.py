@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead_router.contract import PoolConfig, Priority
 from fairlead_router.fairness import PRIORITIES
-from fairlead_router.queueing import MAX_LENGTH, Line, Place
+from fairlead_router.queueing import LATE_EVERY, MAX_LENGTH, Line, Place
 from fairlead_router.replicas import TOLD_S, Load, Replica
 from fairlead_router.upstream import Target
 from tests.builders.router import POOL
@@ -68,8 +68,8 @@ class Clock:
         return self.now
 
 
-def line_of(*replicas: Replica, slots: int = 1, now: Callable[[], float] | None = None) -> Line:
-    line = Line(PoolConfig(pool=POOL, slots=slots), now or Clock())
+def line_of(*replicas: Replica, slots: int = 1, ttft_ms: int = 0, now: Callable[[], float] | None = None) -> Line:
+    line = Line(PoolConfig(pool=POOL, slots=slots, ttft_ms=ttft_ms), now or Clock())
     line.update(line.config, replicas)
     return line
 
@@ -522,3 +522,101 @@ async def test_after_any_life_nothing_is_left(seed: int) -> None:
         life.end()
     assert (line.running, line.held.value, line._queued) == (0, 0, 0)
     assert all(len(there.guest.told) <= 1 for there in life.places if isinstance(there.guest, Guest))
+
+
+# --- a time to the first token ---
+
+
+def served_in_turn(line: Line, count: int) -> None:
+    """So many slots become free, one after the other."""
+    for _ in range(count):
+        line.release(line.replicas[0])
+
+
+async def test_those_who_waited_too_long_go_behind_those_who_can_still_be_in_time() -> None:
+    clock = Clock()
+    line = line_of(replica(1), ttft_ms=2000, now=clock)
+    filled(line)
+    old, young, late_batch = Guest(), Guest(), Guest()
+    line.wait(place(old, since=0.0))
+    line.wait(place(late_batch, priority="Batch", since=0.0))
+    clock.now = 1.7
+    line.wait(place(young, since=1.7))
+    served_in_turn(line, 1)
+    assert (len(young.places), len(old.places)) == (1, 0)
+    served_in_turn(line, 1)
+    assert (len(old.places), len(late_batch.places)) == (1, 0)
+
+
+async def test_without_a_promised_time_whoever_came_first_goes_first() -> None:
+    clock = Clock()
+    line = line_of(replica(1), now=clock)
+    filled(line)
+    old, young = Guest(), Guest()
+    line.wait(place(old))
+    clock.now = 1000.0
+    line.wait(place(young, since=1000.0))
+    served_in_turn(line, 1)
+    assert (len(old.places), len(young.places)) == (1, 0)
+
+
+async def test_nobody_is_late_for_the_time_in_which_there_was_no_replica() -> None:
+    clock = Clock()
+    line = line_of(ttft_ms=2000, now=clock)
+    first, second = Guest(), Guest()
+    line.wait(place(first, since=0.0))
+    line.wait(place(second, since=0.0))
+    clock.now = 60.0
+    line.update(line.config, [replica(1)])
+    young = Guest()
+    clock.now = 61.0
+    line.wait(place(young, since=61.0))
+    served_in_turn(line, 1)
+    assert (len(first.places), len(second.places), len(young.places)) == (1, 1, 0)
+
+
+async def test_a_burst_of_twice_the_capacity_loses_only_what_is_too_much_and_starves_nobody() -> None:
+    clock, ttft = Clock(), 2.0
+    line = line_of(replica(1), slots=8, ttft_ms=2000, now=clock)
+    guests: list[tuple[float, Guest]] = []
+    begun: dict[Guest, float] = {}
+    running = 0
+    for tick in range(1200):  # each 50 ms: two come, one slot of the eight becomes free
+        clock.now = tick / 20
+        for _ in range(2):
+            guest = Guest()
+            guests.append((clock.now, guest))
+            if line.enter(0) is not None:
+                guest.placed(line.replicas[0])
+            else:
+                assert line.wait(place(guest, since=clock.now, max_wait_s=1000.0))
+        running = min(8, running + 2)
+        if running == 8:
+            line.release(line.replicas[0])
+        begun |= {guest: clock.now for _, guest in guests if guest.places and guest not in begun}
+        if len(line._waiting) > MAX_LENGTH - 4:
+            break
+    rounds = tick + 1
+    in_time = sum(1 for came, guest in guests if guest in begun and begun[guest] - came <= ttft)
+    assert in_time >= 0.9 * rounds  # of those that there was a slot for
+    late = sum(1 for came, guest in guests if guest in begun and begun[guest] - came > ttft)
+    assert late >= 0.8 * rounds / LATE_EVERY - 4
+    newest = [guest for came, guest in guests if came < clock.now - 5]
+    while line._waiting:
+        line.release(line.replicas[0])
+    assert all(guest.places for guest in newest)
+
+
+async def test_a_variant_that_runs_fewer_at_once_has_its_own_bound() -> None:
+    small, large = Replica("a/1", "small", Target(path="1")), Replica("a/2", "large", Target(path="2"))
+    line = line_of(small, large, slots=4)
+    bounded = PoolConfig(pool=POOL, slots=4, variant_slots=(("small", 1), ("large", 9)))
+    assert len(filled(line)) == 8
+    line.update(bounded, [small, large])
+    for one in (small, small, small, large, large):
+        line.release(one)
+    assert filled(line) == [large, large]
+    line.release(small)
+    assert filled(line) == [small]
+    line.update(PoolConfig(pool=POOL, slots=4), [small, large])
+    assert filled(line) == [small] * 3

@@ -13,7 +13,10 @@ from fairlead_operator.decide.pricing import VariantPrice
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
 from fairlead_operator.decide.replicas import Inputs, Spending, decide
-from fairlead_operator.render.deployment import TemplatePlan
+from fairlead_operator.decide.rollout import Action, Failure, Newest, Pin, Step
+from fairlead_operator.decide.rollout import Decision as RolloutDecision
+from fairlead_operator.render.deployment import TemplatePlan, first_revision, plan_template
+from fairlead_operator.render.pod_template import Images, RenderSettings
 from fairlead_operator.status.events import events_of_modelpool, events_of_pods, replica_ready, scaled, warnings_of
 from fairlead_operator.status.modelpool import PoolView, modelpool_status
 from tests.builders.decisions import GONE, NOW, bounds, inputs, load, option, pod
@@ -21,6 +24,7 @@ from tests.builders.resources import PoolBuilder, make_pool
 from tests.golden_files import assert_golden
 
 PRICE = VariantPrice("h100", 2_950_000_000, 2_950_000_000, "contract-4711")
+IMAGES = Images("fairlead-router:0.1.0", "vllm/vllm-openai:v0.32.0")
 CARD = PoolCard(7, Rates(32_000, 3_200, 96_000), "Seed", NOW - 60_000)
 
 
@@ -59,9 +63,16 @@ def deployment(existing: int, updated: int, *, overdue: bool = False) -> dict[st
 
 def test_a_serving_pools_status_is_as_recorded_and_fits_the_schema() -> None:
     grown = inputs(load=load(running=4, held=8))
-    status = modelpool_status(
-        view(grown, cost_per_thousand=98_000_000, ttft_ms=1310, tpot_ms=38, attainment_percent=99), {}, NOW
-    )
+    pool = chat().parsed()
+    first = first_revision(pool.spec)
+    plan = plan_template(pool, pool.spec.variants[0], IMAGES, RenderSettings(), decision=first)
+    figures: dict[str, Any] = {
+        "cost_per_thousand": 98_000_000,
+        "ttft_ms": 1310,
+        "tpot_ms": 38,
+        "attainment_percent": 99,
+    }
+    status = modelpool_status(view(grown, plans={"h100": plan}, revisions=first, **figures), {}, NOW)
     ModelPoolStatus.model_validate(status)
     assert_golden("status/modelpool.json", json.dumps(status, indent=2) + "\n")
 
@@ -100,7 +111,10 @@ def test_at_zero_the_pool_is_available() -> None:
         (
             {"unscheduled": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."},
             "ReplicasMissing",
-            "0 of 1 replica is ready. Pod x has no node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+            (
+                "0 of 1 replica is ready. Pod x has no node: none of 3 nodes takes it: "
+                "3 have too little nvidia.com/gpu free."
+            ),
         ),
     ],
 )
@@ -212,7 +226,7 @@ def test_a_first_start_that_takes_too_long_is_told() -> None:
 
 
 def test_a_pool_of_an_earlier_release_waits_for_its_restart() -> None:
-    plan = TemplatePlan({}, {}, changed=False, stale="Variant h100 keeps router image a (now b).")
+    plan = TemplatePlan({}, {}, stale="Variant h100 keeps router image a (now b).")
     assert condition(view(plans={"h100": plan}), "UpToDate")[:2] == ("False", "RestartPending")
 
 
@@ -390,3 +404,104 @@ def test_replicas_that_change_their_variant_are_told_as_a_scale_up() -> None:
     assert event is not None
     assert event.reason == "ScaledUp"
     assert event.message.startswith("1 to 1 replicas (-1 h100, +1 l40s)")
+
+
+# --- revisions ---
+
+FAILED = Failure(13, "cafe", "h100", "CrashLoop", "Pod x container engine ended 3 times (exit code 1: ValueError: no).")
+
+
+def revised(action: Action = "Keep", revision: int = 12, served: int = 12, **fields: Any) -> RolloutDecision:
+    steps = {"h100": Step(action, revision, served, waits_for=fields.pop("waits_for", ""))}
+    return RolloutDecision(Newest(13, "cafe"), steps, **fields)
+
+
+def test_a_revision_that_failed_is_told_with_the_engines_words_and_what_to_do() -> None:
+    back = view(revisions=revised(failure=FAILED), deployments={"h100": deployment(4, 3)})
+    assert condition(back, "Progressing") == (
+        "False",
+        "RolledBack",
+        (
+            "Revision 13 of variant h100 never became ready. Pod x container engine ended 3 times (exit code 1: "
+            "ValueError: no). Back to revision 12: variant h100, 3 of 3 pods. Change the spec, or try again with "
+            "fairlead rollout restart chat-8b -n ai-platform."
+        ),
+    )
+    assert condition(back, "UpToDate") == (
+        "False", "RolledBack", "The spec asks for revision 13, revision 12 runs: see Progressing.",
+    )  # fmt: skip
+    done = view(revisions=revised(failure=FAILED), deployments={"h100": deployment(3, 3)})
+    assert "Revision 12 runs." in condition(done, "Progressing")[2]
+    alone = view(revisions=revised(failure=FAILED, missing=("h100",)), deployments={"h100": deployment(3, 3)})
+    assert "Variant h100 has no earlier revision that served." in condition(alone, "Progressing")[2]
+    told = events_of_modelpool(modelpool_status(view(), {}, NOW), modelpool_status(back, {}, NOW))
+    assert [(event.type, event.reason) for event in told] == [("Warning", "RolledBack")]
+
+
+def test_an_undo_is_told_while_it_holds() -> None:
+    pinned = revised(pin=Pin(12, 13))
+    held = view(revisions=pinned, deployments={"h100": deployment(3, 3)})
+    assert condition(held, "Progressing") == (
+        "False",
+        "Undone",
+        "Revision 12 runs in place of 13: fairlead rollout undo asked for it. The next change of the spec ends that.",
+    )
+    assert condition(held, "UpToDate")[:2] == ("False", "Undone")
+    told = events_of_modelpool(modelpool_status(view(), {}, NOW), modelpool_status(held, {}, NOW))
+    assert [(event.type, event.reason) for event in told] == [("Normal", "RolloutUndone")]
+
+
+def test_a_rollout_is_not_called_complete_before_its_deployment_was_looked_at() -> None:
+    present = deployment(3, 3)
+    begins = view(revisions=revised("Render", 13), deployments={"h100": present})
+    assert condition(begins, "Progressing")[2] == "Variant h100: 0 of 3 pods run the new template, 1 more at a time."
+    unseen = {**present, "metadata": {**present["metadata"], "generation": 2}}
+    assert (
+        condition(view(revisions=revised(revision=13), deployments={"h100": unseen}), "Progressing")[1] == "RollingOut"
+    )
+    scaled_only = view(revisions=revised(), deployments={"h100": unseen})
+    assert condition(scaled_only, "Progressing")[1] == "Complete"
+    starts = {**present["status"], "conditions": [{"reason": "ReplicaSetUpdated"}]}
+    late = view(revisions=revised(revision=13, served=13), deployments={"h100": {**present, "status": starts}})
+    assert condition(late, "Progressing")[1] == "RollingOut"
+
+
+def test_a_variant_that_waits_for_its_turn_is_named() -> None:
+    waits = view(revisions=revised(waits_for="l40s"), deployments={"h100": deployment(3, 3)})
+    assert condition(waits, "Progressing") == ("True", "RollingOut", "Variant h100 waits for l40s.")
+
+
+def test_the_end_of_a_rollout_tells_how_long_it_took() -> None:
+    rolling = modelpool_status(view(deployments={"h100": deployment(4, 1)}), {}, NOW)
+    done = modelpool_status(view(revisions=revised()), rolling, NOW + 680_000)
+    (event,) = events_of_modelpool(rolling, done)
+    assert (event.reason, event.message) == ("RolloutFinished", "All pods run revision 12. It took 11m20s.")
+
+
+def test_what_is_not_known_of_adapters_and_fit_is_said() -> None:
+    adapters = [{"name": "sql", "readyReplicas": 1}]
+    made = view(fit="Whether it fits is not known: x.", adapters=adapters, adapter_trouble="Adapter a is not loaded.")
+    assert modelpool_status(made, {}, NOW)["adapters"] == adapters
+    assert "adapters" not in modelpool_status(view(), {}, NOW)
+    assert condition(made, "Accepted")[2].endswith("Whether it fits is not known: x.")
+    assert condition(made, "Available")[2] == "1 of 1 replica is ready. Adapter a is not loaded."
+    ModelPoolStatus.model_validate(modelpool_status(made, {}, NOW))
+
+
+def test_pods_that_a_quota_refuses_are_told_as_what_limits_the_pool() -> None:
+    name = "requests.nvidia.com/gpu"
+    quota = f"pods x is forbidden: exceeded quota: gpu, requested: {name}=1, used: {name}=6, limited: {name}=6"
+    refused = {"type": "ReplicaFailure", "status": "True", "message": quota}
+    grown = inputs(options=(option(current=3),), bounds=bounds(minimum=3))
+    short = view(grown, deployments={"h100": {**deployment(1, 1), "status": {"replicas": 1, "conditions": [refused]}}})
+    assert condition(short, "ScalingLimited") == (
+        "True", "NoCapacity", "Wants 3 replicas, has 1: ResourceQuota gpu allows 6 nvidia.com/gpu and 6 are used.",
+    )  # fmt: skip
+    assert "ResourceQuota gpu" in condition(short, "Available")[2]
+
+
+def test_each_pod_costs_what_the_node_costs_that_it_runs_on() -> None:
+    pods = (pod("a"), replace(pod("b"), node="spot-1"), replace(pod("c"), node=""))
+    made = view(pods=pods, pod_prices={"ai-platform/a": 2_950_000_000, "ai-platform/b": 1_100_000_000})
+    assert modelpool_status(made, {}, NOW)["costPerHour"] == "4.05"
+    assert "costPerHour" not in modelpool_status(view(pods=pods, pod_prices={"ai-platform/b": None}), {}, NOW)

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition
 from fairlead_operator.api.v1alpha1.modelpool import VariantStatus
 from fairlead_operator.cli.ask import FINE, LOOK, UsageError
+from fairlead_operator.cli.drafts import draft_lines, parse_drafts
 from fairlead_operator.cli.key import add_cluster, carry_out, place, readable
+from fairlead_operator.decide.speculation import Judgement
 from fairlead_operator.errors import ApiError, NotFoundError
 from fairlead_operator.kube.api import Api, Object
 from fairlead_operator.kube.resources import EVENTS, MODEL_POOLS
@@ -83,8 +85,10 @@ async def _run(options: argparse.Namespace) -> tuple[str, int]:
         pool = ModelPool.parse(raw)
     except ValidationError as error:
         raise UsageError(f"ModelPool {namespace}/{options.name} cannot be read: {error}") from error
-    figures = parse_metrics(await _metrics(options.metrics), pool.key) if options.metrics else None
-    return "\n".join(explain_pool(pool, events, figures)), LOOK if troubles(pool) else FINE
+    metrics = await _metrics(options.metrics) if options.metrics else None
+    figures = parse_metrics(metrics, pool.key) if metrics is not None else None
+    drafts = parse_drafts(metrics, pool.key) if metrics is not None else None
+    return "\n".join(explain_pool(pool, events, figures, drafts)), LOOK if troubles(pool) else FINE
 
 
 async def _events(api: Api, namespace: str, raw: Object) -> list[Object]:
@@ -140,13 +144,16 @@ def troubles(pool: ModelPool) -> list[str]:
     ]
 
 
-def explain_pool(pool: ModelPool, events: Sequence[Object], figures: Figures | None) -> list[str]:
-    """The lines that are printed."""
+def explain_pool(
+    pool: ModelPool, events: Sequence[Object], figures: Figures | None, drafts: Mapping[str, Judgement] | None = None
+) -> list[str]:
+    """The lines that are printed; ``drafts`` is what is known of them by variant, ``None`` if nobody was asked."""
     return [
         _first(pool),
         *_served(pool),
         *(_figures(pool, figures) if figures is not None else ()),
         *_thresholds(pool, figures),
+        *draft_lines(pool.spec, drafts),
         *_last(pool),
         *[f"  LOOK     {text}" for text in troubles(pool)],
         *[f"  event    {_event(one)}" for one in events[:EVENTS_SHOWN]],

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from fairlead_operator.cli import explain, focus, key, simulate
+from fairlead_operator.cli import explain, focus, key, render, rollout, simulate, validate
 from fairlead_operator.cli.ask import (
     DAY_MS,
     FINE,
@@ -42,10 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 = done, 1 = refused, or something needs a look, 2 = a wrong command line, 3 = whoever was asked did not answer.
     """
     options = _parser(os.environ).parse_args(arguments)
-    if options.command == "key":
-        return key.run(options)
-    if options.command == "explain":
-        return explain.run(options)
+    if options.command in PROGRAMS:
+        return PROGRAMS[options.command](options)
     try:
         print(COMMANDS[options.command](options, time.time_ns() // 1_000_000))
     except UsageError as error:
@@ -56,13 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fairlead", description="Costs, budgets and API keys of a Fairlead fleet.")
+    parser = argparse.ArgumentParser(prog="fairlead", description="Costs, budgets, keys and files of a Fairlead fleet.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
     key.add_parser(commands)
     explain.add_parser(commands, environment)
+    rollout.add_parser(commands)
     _add_cost(commands, environment)
     simulate.add_parser(commands, environment)
+    validate.add_parser(commands, environment)
+    render.add_parser(commands, environment)
     return parser
 
 
@@ -142,6 +143,14 @@ def _json(answer: UsageAnswer) -> str:
 
 
 RENDERS: dict[str, Callable[[UsageAnswer], str]] = {"table": cost_table, "json": _json, "csv": cost_csv}
+PROGRAMS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "key": key.run,
+    "explain": explain.run,
+    "validate": validate.run,
+    "render": render.run,
+    "rollout": rollout.run,
+}
+"""Commands that print and end by themselves; the others answer with their text."""
 COMMANDS: dict[str, Callable[[argparse.Namespace, int], str]] = {
     "version": _version,
     "cost": _cost,

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from fairlead_operator.cli.ask import UsageError
+from fairlead_operator.performance.concurrency import concurrency
 from fairlead_operator.performance.step import Engine, Objectives, StepTime
 from fairlead_operator.simulate.baselines import BASELINES, Profile
 from fairlead_operator.simulate.clairvoyant import Table, clairvoyant, demand, fluid, tabulate
@@ -27,6 +28,8 @@ DEFAULT = f"{CLAIRVOYANT},{OURS},fixed,slo-aware"
 PEAK_SHARE = 0.999
 MINUTE = 60.0
 TABLE_SECONDS = 1200.0
+MIXED = 512
+"""Requests that stand for all of a workload."""
 
 Above = Annotated[float, msgspec.Meta(gt=0)]
 Whole = Annotated[int, msgspec.Meta(ge=1)]
@@ -132,6 +135,8 @@ def read_task(options: argparse.Namespace) -> Task:
         raise UsageError(f"{options.workload}: has no requests")
     if not 0.0 <= options.count_from < workload.duration:
         raise UsageError(f"--count-from {options.count_from:g}: give seconds from 0 to below {workload.duration:g}")
+    mix = tuple(zip(workload.prompt_tokens[:MIXED], workload.output_tokens[:MIXED], strict=True))
+    variant = replace(variant, slots=concurrency(variant.engine, mix, objectives))
     return Task(workload, variant, objectives, options.count_from, options.seed)
 
 

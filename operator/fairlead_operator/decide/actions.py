@@ -8,7 +8,7 @@ a change is told once, whoever leads.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from fairlead_operator.api.v1alpha1 import EventReason
 from fairlead_operator.api.v1alpha1.costbudget import STRENGTH, Action
@@ -36,6 +36,9 @@ def above_limit(at_end: int, limit: int, *, was_above: bool) -> bool:
     return at_end > limit or (was_above and at_end * 100 >= limit * FORECAST_CLEAR_PERCENT)
 
 
+NO_INCREASE: Final = "0"
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What a status says of a budget, as far as changes of it are told; amounts as they are printed, times RFC 3339."""
@@ -45,7 +48,8 @@ class Standing:
     """The highest atPercent in force; 0 = none."""
     limit: str = ""
     """With the increase; empty: nothing was counted yet."""
-    increase: str = "0"
+    increase: str = NO_INCREASE
+    """One that is smaller than what is printed is "0.00"."""
     spent: str = "0"
     used_percent: int = 0
     fullest: str = ""
@@ -71,7 +75,7 @@ def standing(status: Mapping[str, Any]) -> Standing:
         action=status.get("activeAction") or "None",
         at_percent=status.get("activeAtPercent") or 0,
         limit=status.get("limit") or "",
-        increase=status.get("increase") or "0",
+        increase=status.get("increase") or NO_INCREASE,
         spent=status.get("spent") or "0",
         used_percent=status.get("usedPercent") or 0,
         fullest=status.get("fullest") or "",
@@ -103,7 +107,7 @@ def _base_moved(before: Standing, now: Standing) -> bool:
     """Whether the limits differ, their increases apart: each amount was rounded to the places that it prints with."""
     printed = [Decimal(text) for one in (before, now) for text in (one.limit, one.increase)]
     places = max((int(amount.as_tuple().exponent) for amount in printed if amount), default=0)
-    exact = places == 0 or not (Decimal(before.increase) or Decimal(now.increase))
+    exact = places == 0 or before.increase == now.increase == NO_INCREASE
     return abs(before.base - now.base) > (0 if exact else 2 * Decimal(1).scaleb(places))
 
 

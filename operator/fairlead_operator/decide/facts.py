@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from fairlead_operator.decide.last_words import names_cause, telling_line
+from fairlead_operator.decide.notices import notice_of
+from fairlead_operator.decide.unplaced import unplaced_text
+
 LABEL_POOL = "fairlead.dev/pool"
 LABEL_VARIANT = "fairlead.dev/variant"
+LABEL_REVISION = "fairlead.dev/revision"
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ENGINE = "engine"
 ROUTER = "router"
@@ -19,12 +24,17 @@ _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 
 _INTEGER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
-_PREFIX = re.compile(r"^(?:\([^()\s]+ pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\s+\S+ \S+ \[[^\]]*\]\s?)?")
-"""What vLLM writes before each line: the process, then level, time and place in the source."""
-_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b: |^[\w ./-]*\berror: ")
-_POINTER = re.compile(r"root cause above|Engine core initialization failed|Failed core proc|during handling of")
+_DISRUPTIONS: Mapping[str, str] = {
+    "EvictionByEvictionAPI": "it was evicted, as kubectl drain and autoscalers of nodes do",
+    "PreemptionByScheduler": "a pod of higher priority takes its place",
+    "DeletionByTaintManager": "its node has a taint that it does not tolerate",
+    "DeletionByPodGC": "its node is gone",
+}
+"""By the reason of a pod's condition DisruptionTarget; for others the condition's message says more."""
+_LATER_MS = 5_000
+"""A pod is not ready from its start; one that turns so this much later had been ready."""
 
-TroubleKind = Literal["ImagePull", "CrashLoop", "Pending", "Config", "Exited"]
+TroubleKind = Literal["ImagePull", "CrashLoop", "Pending", "Config", "Exited", "NodeLost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,8 @@ class Trouble:
     kind: TroubleKind
     container: str
     message: str
+    vague: bool = False
+    """Whether a program ended and its last words name no cause: that is further up in its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,12 @@ class PodFact:
     trouble: Trouble | None
     deletion_cost: int = 0
     """A ReplicaSet that shrinks takes the pods with the lowest first."""
+    revision: str = ""
+    """The pool's revision that the pod was made from; empty for pods of an earlier release."""
+    unready_ms: int | None = None
+    """Since when it is not ready any more, though nothing is wrong with its containers."""
+    taken: str = ""
+    """Why somebody takes or took it away, as a clause; empty for one that stays or was simply deleted."""
 
     @property
     def key(self) -> str:
@@ -69,11 +87,17 @@ class PodFact:
 
 @dataclass(frozen=True, slots=True)
 class NodeFact:
-    """A node's labels, and the quantity of each resource that it can allocate at all."""
+    """A node's labels, and the quantity of each resource that it can allocate at all.
+
+    ``silent_ms``: since when its kubelet has not been heard, ``None`` if it is. ``notice``: why it is about to go, as a
+    clause; empty if nothing says so.
+    """
 
     name: str
     labels: Mapping[str, str]
     resources: Mapping[str, str]
+    silent_ms: int | None = None
+    notice: str = ""
 
 
 def time_ms(text: str | None) -> int | None:
@@ -94,16 +118,24 @@ def clock_text(at_ms: int) -> str:
 
 
 def node_fact(node: Mapping[str, Any]) -> NodeFact:
-    """What pricing reads of a Node."""
-    meta = node.get("metadata") or {}
-    allocatable = (node.get("status") or {}).get("allocatable") or {}
-    present = {name: str(amount) for name, amount in allocatable.items() if str(amount) != "0"}
-    return NodeFact(str(meta.get("name", "")), dict(meta.get("labels") or {}), present)
+    """What is read of a Node."""
+    meta, status = node.get("metadata") or {}, node.get("status") or {}
+    present = {name: str(amount) for name, amount in (status.get("allocatable") or {}).items() if str(amount) != "0"}
+    conditions = status.get("conditions") or ()
+    ready = next((one for one in conditions if one.get("type") == "Ready"), None)
+    silent = ready is not None and ready.get("status") == "Unknown"
+    return NodeFact(
+        name=str(meta.get("name", "")),
+        labels=dict(meta.get("labels") or {}),
+        resources=present,
+        silent_ms=(time_ms(ready.get("lastTransitionTime")) or 0) if ready is not None and silent else None,
+        notice=notice_of((node.get("spec") or {}).get("taints") or (), conditions),
+    )
 
 
 def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     """What is read of a Pod."""
-    meta, status = pod.get("metadata") or {}, pod.get("status") or {}
+    meta, spec, status = pod.get("metadata") or {}, pod.get("spec") or {}, pod.get("status") or {}
     labels = meta.get("labels") or {}
     pool = labels.get(LABEL_POOL, "")
     conditions = {item.get("type"): item for item in status.get("conditions") or ()}
@@ -115,7 +147,7 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         pool=f"{meta.get('namespace', '')}/{pool}" if pool else "",
         variant=str(labels.get(LABEL_VARIANT, "")),
         ip=str(status.get("podIP") or ""),
-        node=str((pod.get("spec") or {}).get("nodeName") or ""),
+        node=str(spec.get("nodeName") or ""),
         phase=phase,
         ready=_is_true(conditions.get("Ready")) and phase == "Running",
         router_ready=any(item.get("name") == ROUTER and item.get("ready") for item in _container_statuses(status)),
@@ -125,14 +157,54 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         ready_ms=_true_since(conditions.get("Ready")),
         ended_ms=_ended_ms(status, conditions) if phase in _ENDED_PHASES else None,
         restarts=sum(int(item.get("restartCount") or 0) for item in _container_statuses(status)),
-        trouble=_trouble(status, conditions),
+        trouble=_trouble(status, conditions, spec.get("nodeSelector") or {}),
         deletion_cost=_whole((meta.get("annotations") or {}).get(DELETION_COST)),
+        revision=str(labels.get(LABEL_REVISION, "")),
+        unready_ms=_unready_ms(status, conditions.get("Ready")),
+        taken=_taken(status, conditions.get("DisruptionTarget")),
     )
 
 
 def live_pods(pods: Iterable[PodFact], pool: str) -> tuple[PodFact, ...]:
     """The pool's pods that exist and have not ended, terminating ones among them."""
     return tuple(pod for pod in pods if pod.pool == pool and pod.phase not in _ENDED_PHASES)
+
+
+def taken_pods(pods: Iterable[PodFact], pool: str) -> tuple[PodFact, ...]:
+    """The pool's pods that somebody takes away or took away, those that have ended among them."""
+    return tuple(pod for pod in pods if pod.pool == pool and pod.taken)
+
+
+def on_nodes(pods: Iterable[PodFact], nodes: Mapping[str, NodeFact]) -> tuple[PodFact, ...]:
+    """The pods, those on nodes that are silent or gone with that as their trouble: of them nothing newer is known."""
+    return tuple(_on_node(pod, nodes.get(pod.node)) for pod in pods)
+
+
+def _on_node(pod: PodFact, node: NodeFact | None) -> PodFact:
+    if not pod.node or pod.ready:
+        return pod
+    if node is None:
+        return replace(pod, trouble=Trouble("NodeLost", "", "is gone"))
+    if node.silent_ms is None:
+        return pod
+    return replace(pod, trouble=Trouble("NodeLost", "", f"has been silent since {clock_text(node.silent_ms)}"))
+
+
+def _unready_ms(status: Mapping[str, Any], ready: Mapping[str, Any] | None) -> int | None:
+    turned, started = time_ms((ready or {}).get("lastTransitionTime")), time_ms(status.get("startTime"))
+    if ready is None or _is_true(ready) or turned is None or started is None:
+        return None
+    return turned if turned - started >= _LATER_MS else None
+
+
+def _taken(status: Mapping[str, Any], disruption: Mapping[str, Any] | None) -> str:
+    """By the condition that whoever disrupts a pod sets, else by why the kubelet refused or ended it."""
+    if disruption is not None and _is_true(disruption):
+        message = _short(str(disruption.get("message") or disruption.get("reason") or "")).rstrip(".")
+        return _DISRUPTIONS.get(str(disruption.get("reason")), message)
+    if status.get("phase") != "Failed":
+        return ""
+    return _short(": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))).rstrip(".")
 
 
 def _whole(text: object) -> int:
@@ -165,10 +237,13 @@ def _ended_ms(status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, A
     return max(ends or known)
 
 
-def _trouble(status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, Any]]) -> Trouble | None:
+def _trouble(
+    status: Mapping[str, Any], conditions: Mapping[Any, Mapping[str, Any]], selector: Mapping[str, str]
+) -> Trouble | None:
     scheduled = conditions.get("PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
-        return Trouble("Pending", "", _short(str(scheduled.get("message") or "the scheduler has found no node yet")))
+        said = str(scheduled.get("message") or "the scheduler has found no node yet")
+        return Trouble("Pending", "", _short(unplaced_text(said, selector)))
     for item in _container_statuses(status):
         found = _container_trouble(item)
         if found is not None:
@@ -185,32 +260,31 @@ def _container_trouble(item: Mapping[str, Any]) -> Trouble | None:
     if reason in _CONFIG_REASONS:
         return Trouble("Config", name, message or reason)
     if reason == "CrashLoopBackOff":
-        return Trouble("CrashLoop", name, _last_words(item, "lastState"))
+        return _ended(item, "CrashLoop", "lastState")
     place = "state" if state.get("terminated") else "lastState"
     ended = (
         int(item.get("restartCount") or 0) > 0 and not item.get("ready") and (item.get(place) or {}).get("terminated")
     )
-    return Trouble("Exited", name, _last_words(item, place)) if ended else None
+    return _ended(item, "Exited", place) if ended else None
 
 
-def _last_words(item: Mapping[str, Any], state: str) -> str:
+def _ended(item: Mapping[str, Any], kind: TroubleKind, state: str) -> Trouble:
     ended = (item.get(state) or {}).get("terminated") or {}
     words, reason = telling_line(str(ended.get("message") or "")), str(ended.get("reason") or "")
     code = f"exit code {ended.get('exitCode')}" if "exitCode" in ended else reason or "no exit code"
-    killed = f"{reason}, " if reason == "OOMKilled" and "exitCode" in ended else ""
-    return f"{killed}{code}: {_short(words)}" if words else f"{killed}{code}"
+    killed = reason == "OOMKilled" and "exitCode" in ended
+    how = f"{reason}, {code}" if killed else code
+    message = f"{how}: {_short(words)}" if words else how
+    return Trouble(kind, str(item.get("name", "")), message, vague=not killed and not names_cause(words))
 
 
-def telling_line(log: str) -> str:
-    """The line of a log's end that says best why a program ended: the last that looks like an error, else the last.
-
-    vLLM ends with the traceback of its parent, which only says that the engine core did not start, and with warnings
-    of torch about process groups; the cause is the last error above them that does not point elsewhere.
-    """
-    lines = [bare for line in log.splitlines() if (bare := _PREFIX.sub("", line).strip())]
-    errors = [line for line in lines if _ERROR.match(line)]
-    causes = [line for line in errors if not _POINTER.search(line)]
-    return next((found[-1] for found in (causes, errors, lines) if found), "")
+def explained(pod: PodFact, log: str) -> PodFact:
+    """A pod whose last words were vague, with the cause that its log names; as it was if that names none either."""
+    line = telling_line(log)
+    if pod.trouble is None or not names_cause(line):
+        return pod
+    how = pod.trouble.message.partition(": ")[0]
+    return replace(pod, trouble=replace(pod.trouble, message=f"{how}: {_short(line)}", vague=False))
 
 
 def _short(text: str) -> str:

@@ -1,9 +1,9 @@
-"""Variants whose pods find no node: after a deadline they leave the choice to the others, and are tried again later."""
+"""Pods without a place: variants that have no room leave the choice to others, nodes that go give their pods away."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.facts import NodeFact, PodFact
 from fairlead_operator.decide.variants import VariantOption
 
 LONGEST_WAIT_MS = 300_000
@@ -39,6 +39,27 @@ def without_room(
             words = stuck[0].trouble.message if stuck[0].trouble is not None else ""
             known[variant] = NoRoom(len(alive) - len(stuck), now_ms + AGAIN_MS, words)
     return known
+
+
+def stranded(pods: Sequence[PodFact], created_ms: Mapping[str, int], startup_ms: int, now_ms: int) -> int:
+    """The pods that have not become ready, or are not ready again, within ``startup_ms`` (rollout.startupTimeout).
+
+    Whoever drains a node need not wait for them: with no accelerator free for the replacement of the first pod, the
+    drain would wait for ever. ``created_ms`` is by namespace/name of the pods.
+    """
+    deadline = now_ms - startup_ms
+    waiting = [pod for pod in pods if not pod.ready and not pod.terminating]
+    return sum((pod.unready_ms or created_ms.get(pod.key, now_ms)) <= deadline for pod in waiting)
+
+
+def reclaimed(pods: Sequence[PodFact], nodes: Mapping[str, NodeFact]) -> tuple[PodFact, ...]:
+    """The pods that serve, and do not leave yet, on nodes that are about to go: they are to be replaced now.
+
+    Waiting for a disruption budget would save none of them. Pods that only start are left: a replacement that the
+    scheduler puts on such a node again, which a notice without a taint allows, would be replaced again at once.
+    """
+    going = {name for name, node in nodes.items() if node.notice}
+    return tuple(pod for pod in pods if pod.node in going and pod.ready and not pod.terminating)
 
 
 def placeable(options: Sequence[VariantOption], full: Mapping[str, NoRoom]) -> tuple[VariantOption, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 
-from fairlead_operator.decide.signals import STALE_MS, Report, Router, heard_from, signals_of
+from fairlead_operator.decide.signals import STALE_MS, Report, Router, heard_from
 from fairlead_router.contract import PoolSignals
 
 MOST = 1_000_000
@@ -110,7 +110,7 @@ def look(  # noqa: PLR0917 - what is known, what is new, and when
     """
     told = heard_from(routers, pool, reports)
     gained = {router: _gained(seen, router, report, pool, heard) for router, report in told.items()}
-    fresh = [signals_of(report.signals, pool) for report in told.values() if now_ms - report.received_ms <= STALE_MS]
+    fresh = [report.of(pool) for report in told.values() if now_ms - report.received_ms <= STALE_MS]
     samples = tuple(sample for router, report in told.items() for sample in _samples(gained[router], report, pool))
     done = Round(
         at_ms=now_ms,
@@ -169,7 +169,7 @@ def _bounded(counts: Counts) -> Counts:
 
 
 def _heard(report: Report, pool: str) -> Heard:
-    signals, told = report.signals, signals_of(report.signals, pool)
+    signals, told = report.signals, report.of(pool)
     uptime_ms = (signals.uptime_s if signals is not None else 0) * 1000
     return Heard(_counts(told), report.received_ms, report.received_ms - uptime_ms)
 
@@ -191,7 +191,7 @@ def _counts(told: PoolSignals) -> Counts:
 
 def _samples(gained: Counts, report: Report, pool: str) -> tuple[tuple[int, int], ...]:
     """Sizes of requests that finished in this round: the newest of those told, as many as finished."""
-    told = signals_of(report.signals, pool).samples
+    told = report.of(pool).samples
     new = told[-gained.finished :] if gained.finished else ()
     return tuple((max(1, prompt), max(1, output)) for prompt, output in new)
 

@@ -1,7 +1,7 @@
 """A pool's load, summed over what its routers report; what is not known stays unknown."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fairlead_router.contract import PoolSignals, Signals
 
@@ -16,6 +16,16 @@ class Report:
     router: str
     received_ms: int
     signals: Signals | None
+    _by_pool: dict[str, PoolSignals] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Every pool asks every report: a search in each would cost routers times pools squared a round.
+        told = () if self.signals is None else self.signals.pools
+        object.__setattr__(self, "_by_pool", {one.pool: one for one in reversed(told)})
+
+    def of(self, pool: str) -> PoolSignals:
+        """What it says of a pool, the first if it names it twice; nothing but zeros if it does not name it."""
+        return self._by_pool.get(pool) or PoolSignals(pool=pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +88,8 @@ def pool_load(pool: str, slots: int, routers: Sequence[Router], reports: Mapping
     engine end there and ask for no other replica.
     """
     believed = [router for router in routers if router.may_tell_of(pool)]
-    fresh = [(router, report.signals) for router in believed if (report := _fresh(router, reports, now_ms))]
-    seen = [(router, signals_of(signals, pool), signals) for router, signals in fresh if signals is not None]
+    fresh = [(router, report) for router in believed if (report := _fresh(router, reports, now_ms))]
+    seen = [(router, report.of(pool), report.signals) for router, report in fresh if report.signals is not None]
     taken = [(one, signals) for router, one, signals in seen if _counts_engine(router, pool, signals)]
     engines, entries = [one for one, _ in taken], [one for _, one, _ in seen]
     waiting = sum(_waiting(one.running, slots, signals) for one, signals in taken)
@@ -99,7 +109,7 @@ def told_of(
 ) -> tuple[PoolSignals, ...]:
     """What fresh routers, whose word counts, say of a pool."""
     believed = (_fresh(router, reports, now_ms) for router in routers if router.may_tell_of(pool))
-    return tuple(signals_of(one.signals, pool) for one in believed if one is not None and one.signals is not None)
+    return tuple(one.of(pool) for one in believed if one is not None)
 
 
 def heard_from(routers: Iterable[Router], pool: str, reports: Mapping[str, Report]) -> dict[str, Report]:
@@ -113,12 +123,6 @@ def _fresh(router: Router, reports: Mapping[str, Report], now_ms: int) -> Report
     if report is None or report.signals is None or now_ms - report.received_ms > STALE_MS:
         return None
     return report
-
-
-def signals_of(signals: Signals | None, pool: str) -> PoolSignals:
-    """What one answer says of a pool; nothing but zeros if it does not name it."""
-    told = () if signals is None else signals.pools
-    return next((one for one in told if one.pool == pool), PoolSignals(pool=pool))
 
 
 def _waiting(running: int, slots: int, signals: Signals) -> int:

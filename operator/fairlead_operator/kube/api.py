@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from fairlead_operator.errors import ApiError, GoneError, UnreachableError, api_error
-from fairlead_operator.kube.resources import FIELD_MANAGER, SERVICE_ACCOUNTS, Resource
+from fairlead_operator.kube.resources import FIELD_MANAGER, PODS, SERVICE_ACCOUNTS, Resource
 
 Object = dict[str, Any]
 
@@ -24,6 +24,7 @@ WATCH_SECONDS = 290
 QUIET_SECONDS = 120
 PAGE = 500
 GONE = 410
+LOG_LIMIT = 256 * 1024
 LINE_LIMIT = 8 * 1024 * 1024
 """etcd takes 1.5 MiB an object; more than this in one line of a watch is not an object."""
 
@@ -124,6 +125,17 @@ class Api:
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         path, what = resource.path(namespace, name), _what(resource, namespace, name)
         await self.request("DELETE", path, body=body, what=what, verb="delete")
+
+    async def log(self, namespace: str, pod: str, container: str, *, lines: int, seconds: float) -> str:
+        """The last lines of what a container wrote before it ended last; it must have been started again or wait to be.
+
+        A kubelet that does not answer within ``seconds`` is UnreachableError.
+        """
+        query = {"container": container, "previous": "true", "tailLines": str(lines), "limitBytes": str(LOG_LIMIT)}
+        limit = aiohttp.ClientTimeout(total=seconds)
+        call = _Call("GET", PODS.path(namespace, pod, "log"), "get", f"{namespace}/{pod}/log", query, {}, None, limit)
+        async with self._send(call) as response:
+            return (await response.read()).decode("utf-8", "replace")
 
     async def request_token(self, namespace: str, account: str, audience: str, seconds: int) -> str:
         """A token of a ServiceAccount for one audience."""

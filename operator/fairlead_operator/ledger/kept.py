@@ -85,14 +85,16 @@ class KeptBooks:
         self._terms: dict[tuple[int, str], Terms] = {}
         self._spoke: dict[str, int] = {}
         """The sessions to store, and the sequence number that is stored."""
-        self._accounts: set[int] = set()
+        self._accounts: dict[int, Account] = {}
+        """The changed accounts as they are stored."""
         self._rows: dict[tuple[str, int, int], Row] = {}
         self._lines: list[UsageLine] = []
 
     def store(self) -> None:
         """Store what was put, and leave the books in memory."""
         memory, base, connection = self._memory, self._base, self._connection
-        base.put_accounts({id_: memory.entries[id_].account for id_ in sorted(self._accounts)})
+        changed = [(id_, self._accounts[id_], memory.entries[id_].account) for id_ in sorted(self._accounts)]
+        base.put_accounts(changed)
         rows = sorted(self._rows.items())
         sql.write_many(
             connection, sql.UPSERT_HOLDING, [(*at, *astuple(row)) for at, row in rows if not same(row, NOTHING)]
@@ -177,10 +179,11 @@ class KeptBooks:
 
     def put_accounts(self, accounts: dict[int, Account]) -> None:
         """See Books."""
-        entries = self._memory.entries
+        entries, stored = self._memory.entries, self._accounts
         for id_, account in accounts.items():
-            entries[id_] = replace(entries[id_], account=account)
-        self._accounts.update(accounts)
+            entry = entries[id_]
+            stored.setdefault(id_, entry.account)
+            entries[id_] = replace(entry, account=account)
 
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """See Books."""

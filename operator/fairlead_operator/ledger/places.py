@@ -84,7 +84,7 @@ class Resolver:
 
     def _budgets(self, asks: tuple[Ask, ...]) -> dict[str, tuple[int, LedgerBudget]]:
         names = {tuple(ask.budget.split("/", 1)) for ask in asks if "/" in ask.budget}
-        rows = sql.read(self.connection, sql.BUDGETS, rows=sql.as_list(names))
+        rows = sql.read_rows(self.connection, sql.BUDGETS, names)
         return {f"{row.namespace}/{row.name}": (row.series_id, decode_budget(row.spec)) for row in rows}
 
     def _wish(self, ask: Ask, budgets: dict[str, tuple[int, LedgerBudget]], caller: Caller) -> _Wish | None:
@@ -115,7 +115,7 @@ class Resolver:
         return found
 
     def _accounts(self, places: Iterable[type_of_place]) -> dict[type_of_place, int]:
-        rows = sql.read(self.connection, sql.PLACES, rows=sql.as_list(places))
+        rows = sql.read_rows(self.connection, sql.PLACES, places)
         return {(row.window_id, row.namespace, row.key): row.id for row in rows}
 
     def _open(self, wishes: list[_Wish]) -> dict[type_of_place, type_of_place]:
@@ -144,7 +144,7 @@ class Resolver:
         sql.write(self.connection, sql.ADD_ACCOUNT, rows)
 
     def _key_counts(self, groups: set[tuple[int, str]]) -> dict[tuple[int, str], int]:
-        rows = sql.read(self.connection, sql.KEYS, rows=sql.as_list(groups))
+        rows = sql.read_rows(self.connection, sql.KEYS, groups)
         return dict.fromkeys(groups, 0) | {(row.window_id, row.namespace): row.known for row in rows}
 
 

@@ -127,11 +127,17 @@ def ids(name: str, kind: type[TypeEngine[Any]]) -> Select[Any]:
     return select(cast(table.c.value, kind))
 
 
-def rows(name: str, *types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
-    """Lists in a list, as a table, and its columns."""
-    table = func.json_array_elements(cast(bindparam(name), JSON)).table_valued(column("value", JSON()))
-    fields = [cast(table.c.value.op("->>")(literal_column(str(index))), kind) for index, kind in enumerate(types)]
-    return table, fields
+def listed(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The parameters of ``rows``: an array for each column."""
+    return {f"column{index}": array(values) for index, values in enumerate(zip(*rows, strict=True))}
+
+
+def rows(*types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
+    """A list of rows as a table, and its columns."""
+    columns = [column(f"column{index}", kind) for index, kind in enumerate(types)]
+    arrays = (cast(bindparam(item.name), postgresql.ARRAY(item.type)) for item in columns)
+    table = func.unnest(*arrays).table_valued(*columns).render_derived(name="sent")
+    return table, list(table.c)
 
 
 def larger(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -97,7 +97,7 @@ def spend_list(connection: Connection, now: int, namespace: str | None) -> Spend
 
 def spend(connection: Connection, now: int, namespace: str, name: str, at: int | None = None) -> SpendAnswer | None:
     """The spend of one budget in the window of an instant; None if there is no such budget."""
-    rows = sql.read(connection, sql.BUDGETS, rows=sql.as_list([(namespace, name)]))
+    rows = sql.read_rows(connection, sql.BUDGETS, [(namespace, name)])
     return _spend(connection, _located(connection, rows[0], now, now if at is None else at)) if rows else None
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+import msgspec
 from sqlalchemy import (
     BindParameter,
     ClauseElement,
@@ -40,8 +41,12 @@ REFUSALS: Final = (sqlite3.OperationalError,)
 """Errors of a database that cannot be used now: the disk is full, read-only, or the file is locked."""
 WAL_PAGES: Final = 4_000
 BUSY_MS: Final = 5_000
-AT_ONCE: Final = (64, 8)
-"""Rows of one INSERT, where there are as many: to step from row to row costs the driver more than SQLite the row."""
+AT_ONCE: Final = (128, 64, 32, 16, 8, 4, 2)
+"""Rows of one INSERT, where there are as many: to step from row to row costs the driver more than SQLite the row.
+
+Any number of rows is a few statements, and the driver keeps all of them prepared.
+"""
+PREPARED: Final = 256
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 _new = tuple.__new__
 
@@ -102,9 +107,14 @@ def ids(name: str, _type: type[TypeEngine[Any]]) -> Select[Any]:
     return select(func.json_each(bindparam(name)).table_valued("value").c.value)
 
 
-def rows(name: str, *types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
+def listed(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The parameters of ``rows``."""
+    return {"rows": msgspec.json.encode(rows).decode()}
+
+
+def rows(*types: type[TypeEngine[Any]]) -> tuple[Any, Sequence[ColumnElement[Any]]]:
     """Lists in a list, as a table, and its columns."""
-    table = func.json_each(bindparam(name)).table_valued("value")
+    table = func.json_each(bindparam("rows")).table_valued("value")
     fields = [func.json_extract(table.c.value, literal_column(f"'$[{index}]'")) for index in range(len(types))]
     return table, fields
 
@@ -172,7 +182,8 @@ def watch(_engine: Engine, _recovery_ms: int | None) -> None:
 
 def open_engine(database: str, *, reading: bool) -> Engine:
     """An engine on the database file. Its writing transactions start as such: none has to be given up half-way."""
-    engine = create_engine(f"sqlite:///{Path(database)}", connect_args={"timeout": BUSY_MS / 1000})
+    arguments = {"timeout": BUSY_MS / 1000, "cached_statements": PREPARED}
+    engine = create_engine(f"sqlite:///{Path(database)}", connect_args=arguments)
     begin = "BEGIN" if reading else "BEGIN IMMEDIATE"
 
     @event.listens_for(engine, "connect")
@@ -182,8 +193,8 @@ def open_engine(database: str, *, reading: bool) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
+    def _begin(connection: Connection) -> None:
+        raw(connection).execute(begin)
 
     return engine
 

@@ -84,6 +84,12 @@ def as_list(values: Iterable[Any]) -> str:
     return msgspec.json.encode(sorted(values)).decode()
 
 
+def read_rows(connection: Connection, statement: Statement, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """All rows of a query that takes a list of rows; none for no rows."""
+    dialect, values = connection.dialect.name, sorted(rows)
+    return statement[dialect].read(connection, DIALECTS[dialect].listed(values)) if values else []
+
+
 def database_now(connection: Connection) -> int | None:
     """The clock that all ledgers on this database share, in milliseconds; None where there is but one ledger."""
     now: int | None = DIALECTS[connection.dialect.name].now(connection)
@@ -191,7 +197,7 @@ _budgets = select(budget.c.namespace, budget.c.name, budget.c.series_id, budget.
 
 
 def _named_budgets(d: ModuleType) -> ClauseElement:
-    listed, (namespace, name) = d.rows("rows", Text, Text)
+    listed, (namespace, name) = d.rows(Text, Text)
     joined = listed.join(budget, (budget.c.namespace == namespace) & (budget.c.name == name))
     return _budgets.select_from(joined).where(budget.c.deleted == literal_column("0"))
 
@@ -230,7 +236,7 @@ ADD_WINDOW = _add(budget_window, ["series_id", "start_ms", "end_ms"])
 
 
 def _places(d: ModuleType) -> ClauseElement:
-    listed, (window, namespace, key) = d.rows("rows", BigInteger, Text, Text)
+    listed, (window, namespace, key) = d.rows(BigInteger, Text, Text)
     found = (account.c.window_id == window) & (account.c.namespace == namespace) & (account.c.key == key)
     return select(account.c.id, account.c.window_id, account.c.namespace, account.c.key).select_from(
         listed.join(account, found)
@@ -238,7 +244,7 @@ def _places(d: ModuleType) -> ClauseElement:
 
 
 def _keys(d: ModuleType) -> ClauseElement:
-    listed, (window, namespace) = d.rows("rows", BigInteger, Text)
+    listed, (window, namespace) = d.rows(BigInteger, Text)
     joined = listed.join(window_ns, (window_ns.c.window_id == window) & (window_ns.c.namespace == namespace))
     known = select(window_ns.c.window_id, window_ns.c.namespace, window_ns.c["keys"].label("known"))
     in_order = known.select_from(joined).order_by(window_ns.c.window_id, window_ns.c.namespace)
@@ -294,7 +300,8 @@ SCOPES = _sql(
 """Windows and their budgets: the same few of all accounts, and so not read with each of them."""
 PUT_ACCOUNT = _change(account, {"id": "account"}, BOOKS)
 MOVED: Final[tuple[str, ...]] = ("held", "charged", "cap_high")
-"""The columns that most messages change."""
+"""The columns that most messages change, and often all that they do."""
+PUT_MOVED = _change(account, {"id": "account"}, MOVED)
 _moving, _moved = postgres.updating(account, {"id": "account"} | {name: f"was_{name}" for name in MOVED}, MOVED)
 MOVE_ACCOUNT = postgres.compiled(_moving, _NO_ROW, _moved)
 """Only where they are what the change was decided on. Their row is locked by it; an account not found is not."""
@@ -336,7 +343,7 @@ HOLDINGS = _sql(
 
 
 def _holdings_of(d: ModuleType) -> ClauseElement:
-    listed, (name, account_id) = d.rows("rows", Text, BigInteger)
+    listed, (name, account_id) = d.rows(Text, BigInteger)
     found = (holding.c.session_id == name) & (holding.c.account_id == account_id)
     return select(holding.c.session_id, *_totals).select_from(listed.join(holding, found))
 

@@ -23,7 +23,7 @@ from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Fa
 from fairlead_operator.ledger.kept import KeptBooks
 from fairlead_operator.ledger.store import AgainError
 from fairlead_operator.ledger.structs import same
-from fairlead_operator.ledger.transaction import SqlBooks, log_loss
+from fairlead_operator.ledger.transaction import SqlBooks, log_loss, only_moved
 from fairlead_router.contract import Ask, SyncAnswer, SyncRequest, UsageLine
 
 
@@ -130,21 +130,21 @@ class SharedBooks:
         """
         changed = {id_: (loaded, self._entries[id_].account) for id_, loaded in sorted(self._loaded.items())}
         alone = {id_: pair for id_, pair in changed.items() if pair[0].holders <= 1}
-        if any(_unmoved(loaded) != _unmoved(decided) for loaded, decided in alone.values()):
+        if not all(only_moved(loaded, decided) for loaded, decided in alone.values()):
             alone = {}
         return alone, [id_ for id_ in changed if id_ not in alone]
 
-    def _locked(self, ids: list[int]) -> dict[int, Account]:
-        """Changed accounts with what others changed of them, who cannot any more. Raises AgainError."""
+    def _locked(self, ids: list[int]) -> list[tuple[int, Account, Account]]:
+        """Changed accounts as they are stored, and with what others changed of them. Raises AgainError."""
         stored = self._base.locked(ids) if ids else {}
-        made = {}
+        made = []
         for id_ in ids:
             entry, found = self._entries[id_], stored.get(id_)
             peak, terms, loaded = self._peaks[id_], entry.terms, self._loaded[id_]
             on = on_top(entry.account, loaded, found, peak=peak, terms=terms, now=self._now) if found else None
-            if on is None:
+            if found is None or on is None:
                 raise self._again()
-            made[id_] = on
+            made.append((id_, found, on))
         return made
 
     def _again(self) -> AgainError:
@@ -264,11 +264,6 @@ def on_top(decided: Account, loaded: Account, stored: Account, *, peak: int, ter
     fits = after <= before or peak + after - before <= most
     calm = _moods(decided) == _moods(loaded) == _moods(stored)
     return made if fits and calm and same(escrow.act(made, terms, now), made) else None
-
-
-def _unmoved(account: Account) -> tuple[int | None, ...]:
-    """All but MOVED."""
-    return account.unbacked, account.unreconciled, account.holders, *_moods(account)
 
 
 def _moods(account: Account) -> tuple[int | None, ...]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -71,7 +72,7 @@ class SqlBooks:
 
     def rows_of(self, places: set[tuple[str, int]]) -> Iterable[tuple[str, Place, Row]]:
         """What sessions hold of accounts, by pairs of both."""
-        found = sql.read(self._connection, sql.HOLDINGS_OF, rows=sql.as_list(places))
+        found = sql.read_rows(self._connection, sql.HOLDINGS_OF, places)
         return ((session, (account, klass), Row(*totals)) for session, account, klass, *totals in found)
 
     def resolve(self, asks: tuple[Ask, ...], caller: Caller, facts: Facts, *, at: int, create: bool) -> list[Resolved]:
@@ -96,13 +97,19 @@ class SqlBooks:
         found = sql.read(self._connection, sql.LOCKED_ACCOUNTS, ids=sql.as_list(accounts))
         return {id_: Account(*books) for id_, *books in found}
 
-    def put_accounts(self, accounts: dict[int, Account]) -> None:
-        """Store accounts."""
-        rows = [(*astuple(account), id_) for id_, account in accounts.items()]
-        sql.write_many(self._connection, sql.PUT_ACCOUNT, rows)
+    def put_accounts(self, accounts: Iterable[tuple[int, Account, Account]]) -> None:
+        """Store accounts that are locked: by number, as they are stored and as they are now."""
+        moved, others = [], []
+        for id_, before, after in accounts:
+            if only_moved(before, after):
+                moved.append((after.held, after.charged, after.cap_high, id_))
+            else:
+                others.append((*astuple(after), id_))
+        sql.write_many(self._connection, sql.PUT_MOVED, moved)
+        sql.write_many(self._connection, sql.PUT_ACCOUNT, others)
 
     def move_accounts(self, moved: dict[int, tuple[Account, Account]]) -> bool:
-        """Store accounts that are as they were (the first of two) but for MOVED. False: at least one is not."""
+        """Store MOVED of accounts, where it is as it was (the first of two). False: of at least one it is not."""
         rows = [
             (new.held, new.charged, new.cap_high, id_, old.held, old.charged, old.cap_high)
             for id_, (old, new) in moved.items()
@@ -139,6 +146,15 @@ class SqlBooks:
         """Store until when nothing is granted: ``exchange.Books``."""
         key = f"{RECOVERY}/{scope}" if scope else RECOVERY
         sql.write(self._connection, sql.PUT_META, [{"k": key, "v": str(until)}])
+
+
+_STANDING = itemgetter(*(index for index, name in enumerate(sql.BOOKS) if name not in sql.MOVED))
+
+
+def only_moved(before: Account, after: Account) -> bool:
+    """Whether two states of an account differ in no other columns than sql.MOVED."""
+    same_standing: bool = _STANDING(astuple(before)) == _STANDING(astuple(after))
+    return same_standing
 
 
 def stored_session(row: Any) -> Session:

@@ -1,7 +1,7 @@
 """Usage lines, added up in quarter hours by dimension."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from operator import add as add_up
@@ -35,11 +35,11 @@ def add(connection: Connection, lines: Iterable[UsageLine], now: int, known: Ids
     """
     ids: Ids = {} if known is None else known
     told = list(lines)
-    number(connection, told, ids)
+    dimensions = number(connection, told, ids)
     sums: dict[Place, Iterable[int]] = {}
     bins: dict[Place, dict[int, int]] = {}
-    for line in told:
-        place, amounts = (_bucket(line, now), ids[_DIMENSION(line)]), _SUMS(line)
+    for line, dimension in zip(told, dimensions, strict=True):
+        place, amounts = (_bucket(line, now), dimension), _SUMS(line)
         sums[place] = tuple(map(add_up, sums[place], amounts)) if place in sums else amounts
         counts = bins.setdefault(place, {})
         for name, count in line.bins.items():
@@ -51,10 +51,14 @@ def add(connection: Connection, lines: Iterable[UsageLine], now: int, known: Ids
     sql.write_many(connection, sql.ADD_BIN, found)
 
 
-def number(connection: Connection, lines: Collection[UsageLine], known: Ids) -> None:
-    """Add the numbers of the lines' dimensions that are not known; dimensions that are new get one."""
-    if missing := {dimension: None for line in lines if (dimension := _DIMENSION(line)) not in known}:
+def number(connection: Connection, lines: Iterable[UsageLine], known: Ids) -> list[int]:
+    """The numbers of the lines' dimensions; those that are not known are added, and new ones get one."""
+    dimensions = list(map(_DIMENSION, lines))
+    numbers = list(map(known.get, dimensions))
+    if None in numbers:
+        missing = {dimension: None for dimension, found in zip(dimensions, numbers, strict=True) if found is None}
         known |= _ids(connection, list(missing))
+    return [known[dimension] if found is None else found for dimension, found in zip(dimensions, numbers, strict=True)]
 
 
 def _bucket(line: UsageLine, now: int) -> int:

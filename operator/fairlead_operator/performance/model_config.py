@@ -12,7 +12,14 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Final
 
-from fairlead_operator.performance.seeds import QUANTIZATIONS, UNQUANTIZED, ModelFacts, Quantization, Unknown
+from fairlead_operator.performance.seeds import (
+    QUANTIZATIONS,
+    UNQUANTIZED,
+    VALUE_BYTES,
+    ModelFacts,
+    Quantization,
+    Unknown,
+)
 
 MAX_CONFIG_NUMBER: Final = 10**9
 MAX_LAYERS: Final = 10_000
@@ -26,6 +33,8 @@ GATED: Final = frozenset({
 })
 # fmt: on
 """Model types whose feed-forward layers are three matrices: gate, up, down."""
+_PATTERNS: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+"""Of this many layers one sees all tokens, in the model types whose configs may leave it out."""
 
 
 def model_from_config(
@@ -47,6 +56,10 @@ def model_from_config(
     if isinstance(kind, Unknown):
         return kind
     head_dim = numbers.of("head_dim") or max(1, hidden // heads)
+    model_type = str(shape.get("model_type"))
+    windowed = _windowed(shape, numbers, layers)
+    if isinstance(windowed, Unknown):
+        return windowed
     facts = ModelFacts(
         parameters=0,
         active_parameters=0,
@@ -58,8 +71,44 @@ def model_from_config(
         tied=_tied(shape),
         latent=_latent(numbers),
         quantization=kind,
+        heads=heads,
+        context=_context(shape, numbers),
+        windowed=windowed,
+        window=numbers.of("sliding_window") or 0 if windowed else 0,
+        kv_value_bytes=_kv_value_bytes(config),
     )
-    return _counted(facts, numbers, str(shape.get("model_type")), parameters)
+    return _counted(facts, numbers, model_type, parameters)
+
+
+def _context(shape: Mapping[str, object], numbers: "_Numbers") -> int | None:
+    """Tokens of one request; ``None`` where they are stretched, which vLLM does in other ways for each kind."""
+    scaling = shape.get("rope_scaling") or shape.get("rope_parameters")
+    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else "default"
+    return numbers.of("max_position_embeddings") if kind in {"default", "llama3", "yarn", "longrope"} else None
+
+
+def _windowed(shape: Mapping[str, object], numbers: "_Numbers", layers: int) -> int | Unknown:
+    """Layers that see only a window of the last tokens; unknown where layers are of a kind that keeps other states."""
+    kinds = shape.get("layer_types")
+    if isinstance(kinds, list):
+        odd = {str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}
+        if len(kinds) != layers:
+            return Unknown(f"config.json has {len(kinds)} layer_types for {layers} layers.")
+        if odd:
+            return Unknown(f"config.json has layers of a kind that is not known: {', '.join(sorted(odd))[:80]}.")
+        return kinds.count("sliding_attention")
+    if numbers.of("sliding_window") is None or shape.get("use_sliding_window") is False:
+        return 0
+    pattern = numbers.of("sliding_window_pattern") or _PATTERNS.get(str(shape.get("model_type")))
+    return layers if pattern is None else layers - layers // pattern
+
+
+def _kv_value_bytes(config: Mapping[str, object]) -> float:
+    """Of a checkpoint with a quantised KV cache, one."""
+    stated = config.get("quantization_config")
+    if not isinstance(stated, Mapping):
+        return VALUE_BYTES
+    return 1 if stated.get("kv_cache_scheme") or stated.get("kv_cache_quant_algo") else VALUE_BYTES
 
 
 def _counted(facts: ModelFacts, numbers: "_Numbers", model_type: str, parameters: int | None) -> ModelFacts | Unknown:
@@ -180,6 +229,18 @@ SHAPES: Final[tuple[tuple[float, int, int, int, int, bool], ...]] = (
 )
 """Billions of parameters, layers, hidden size, KV heads, their size, tied: of Qwen2.5, Llama 3 and Mistral Large."""
 USUAL_VOCABULARY: Final = 128_256
+_NAMED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("nvfp4", "fp4"), "nvfp4"),
+    "fp8": "fp8",
+    **dict.fromkeys(("awq", "gptq", "w4a16", "int4", "4bit", "bnb"), "int4"),
+    "w8a16": "w8a16",
+    **dict.fromkeys(("w8a8", "int8", "8bit"), "int8"),
+}
+"""Words by which names tell a quantization."""
+_USUAL_WORD = re.compile(
+    rf"instruct|chat|it|base|hf|thinking|dynamic|block|v0\.[2-9]|[0-9]{{4}}|(?:quantized\.)?(?:{'|'.join(_NAMED)})"
+)
+"""Words of names that change nothing that memory depends on, or what ``_NAMED`` has."""
 _PREFIX = re.compile(r"^meta-(?=llama)")
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d{1,5}(?:\.\d{1,3})?)([BbMm])(?![A-Za-z0-9])")
 _ACTIVE = re.compile(r"(?<![A-Za-z0-9.])A(\d{1,5}(?:\.\d{1,3})?)([BbMm])(?![A-Za-z0-9])")
@@ -242,17 +303,52 @@ def _models() -> Mapping[str, ModelFacts]:
             embedding=entry["vocabulary"] * entry["hidden"],
             tied=entry["tied"],
             estimated=(f"the shape, as of {name}",),
+            heads=entry["heads"],
+            context=entry.get("contexts", {}).get(alias, entry["context"]),
+            windowed=entry.get("windowed", 0),
+            window=entry.get("window", 0),
         )
         for name, entry in document["models"].items()
         for alias in (name, *entry["also"])
     }
 
 
-def _well_known(name: str) -> ModelFacts | None:
-    """The model whose name this one begins with; the longest, and not in the midst of a word."""
-    words = _PREFIX.sub("", name.lower().replace("_", "-"))
+def well_known(name: str, *, quantization: str | None = None) -> tuple[ModelFacts, bool] | Unknown:
+    """A well-known model by its name, and whether each word of the name is accounted for.
+
+    With a word of unknown meaning it may be a model of another shape, context or number format. A quantised checkpoint
+    may have a quantised KV cache too: its values count as one byte.
+    """
+    last = name.rsplit("/", 1)[-1]
+    named, known = _named_quantization(last), _known_name(last)
+    stated = quantization or named
+    kind = _quantization({}, stated)
+    if isinstance(kind, Unknown) and named is not None:
+        # Methods such as compressed-tensors are families: which of its formats it is, the name tells.
+        kind = _quantization({}, named)
+    if isinstance(kind, Unknown):
+        return kind
+    if known is None:
+        return Unknown(f"the model {last[:80]!r} is not on record")
+    rest = [word for word in _words(last).removeprefix(known).split("-") if word]
+    facts = replace(_models()[known], quantization=kind, kv_value_bytes=VALUE_BYTES if stated is None else 1)
+    return facts, all(_USUAL_WORD.fullmatch(word) for word in rest)
+
+
+def _words(name: str) -> str:
+    return _PREFIX.sub("", name.lower().replace("_", "-"))
+
+
+def _known_name(name: str) -> str | None:
+    """The known name that this one begins with; the longest, and not in the midst of a word."""
+    words = _words(name)
     found = [known for known in _models() if words == known or words.startswith(f"{known}-")]
-    return _models()[max(found, key=len)] if found else None
+    return max(found, key=len, default=None)
+
+
+def _well_known(name: str) -> ModelFacts | None:
+    known = _known_name(name)
+    return None if known is None else _models()[known]
 
 
 def _parameters(found: re.Match[str]) -> int:
@@ -260,9 +356,6 @@ def _parameters(found: re.Match[str]) -> int:
 
 
 def _named_quantization(name: str) -> str | None:
-    """Names of quantised models end in it by custom."""
+    """Names of quantised models say so by custom."""
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    for word, kind in (("fp8", "fp8"), ("nvfp4", "nvfp4"), ("awq", "int4"), ("gptq", "int4"), ("w4a16", "int4")):
-        if word in words:
-            return kind
-    return "int8" if "w8a8" in words else None
+    return next((kind for word, kind in _NAMED.items() if word in words), None)

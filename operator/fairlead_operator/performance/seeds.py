@@ -79,7 +79,10 @@ class ModelFacts:
 
     ``embedding`` are the parameters of its table of tokens, which is looked up and not read, and of its output layer,
     which is; ``tied``: both are one. ``latent`` are the values of a token and layer in the KV cache where it keeps no
-    heads (multi-head latent attention). ``estimated`` names what was not read but supposed.
+    heads (multi-head latent attention). ``windowed`` of its layers keep no more than the last ``window`` tokens.
+    ``heads`` are those of the queries and ``context`` the tokens of one request, ``None`` where not known.
+    ``kv_value_bytes``: of a value in the KV cache as the checkpoint has it. ``estimated`` names what was not read but
+    supposed.
     """
 
     parameters: int
@@ -93,6 +96,11 @@ class ModelFacts:
     latent: int | None = None
     quantization: Quantization = UNQUANTIZED
     estimated: tuple[str, ...] = ()
+    heads: int | None = None
+    context: int | None = None
+    windowed: int = 0
+    window: int = 0
+    kv_value_bytes: float = VALUE_BYTES
 
     @property
     def weight_bytes(self) -> float:
@@ -119,10 +127,14 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class HardwareFacts:
-    """One accelerator: bytes, bytes and operations a second, and what links it to the others of a replica."""
+    """One accelerator: bytes, bytes and operations a second, and what links it to the others of a replica.
+
+    ``memory`` is the data sheet's, ``driver_mib`` what its driver reports, in MiB.
+    """
 
     name: str
     memory: float
+    driver_mib: int
     bandwidth: float
     flops: Mapping[str, float]
     link: float
@@ -259,6 +271,7 @@ def _hardware(name: str, entry: Mapping[str, object]) -> HardwareFacts:
     return HardwareFacts(
         name=name,
         memory=_real(entry, "memory_gb") * 1e9,
+        driver_mib=int(_real(entry, "driver_mib")),
         bandwidth=_real(entry, "bandwidth_tb_s") * 1e12,
         flops={kind: float(value) * 1e12 for kind, value in flops.items()},
         link=_real(entry, "link_gb_s") * 1e9,

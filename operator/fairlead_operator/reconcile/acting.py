@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from fairlead_operator.decide.facts import DELETION_COST, PodFact
 from fairlead_operator.decide.second_writer import SOMEBODY, Write, noted, paused, writer_of
-from fairlead_operator.decide.signals import Report, signals_of
+from fairlead_operator.decide.signals import Report
 from fairlead_operator.decide.variants import Counts
 from fairlead_operator.decide.victims import deletion_costs
 from fairlead_operator.errors import ApiError
@@ -55,7 +55,7 @@ class SecondWriters:
 async def mark_victims(api: Api, pods: Iterable[PodFact], counts: Counts, reports: Mapping[str, Report]) -> None:
     """Have the emptiest pods go first. A pod that cannot be marked goes by its age: nothing waits for it."""
     running = {
-        pod.key: signals_of(report.signals, pod.pool).running
+        pod.key: report.of(pod.pool).running
         for pod in pods
         if (report := reports.get(pod.key)) is not None and report.signals is not None
     }

@@ -19,6 +19,9 @@ from fairlead_operator.telemetry import ScalingFigures
 LEAST_MIX = 8
 """Requests that must have finished before their sizes stand for all."""
 SOME = 4
+MEASURED_ROUNDS = 60
+MEASURED_WITHIN = 0.15
+"""An engine's speed counts as measured after so many rounds of load, while its steps take what is expected of them."""
 MS = 1000
 PERCENT = 100
 
@@ -84,15 +87,38 @@ def objectives_of(pool: ModelPool) -> Objectives | None:
 def wish_of(law: PoolLaw, scene: Scene, curves: Curves) -> Wish | None:
     """What the law wishes now; ``None`` where there are no such objectives, or not enough is known yet."""
     objectives = objectives_of(scene.pool)
+    fresh = scene.seen.at_ms > law.stepped_ms
+    if fresh and (objectives is not None or _drafts(scene.pool)):
+        law.stepped_ms = scene.seen.at_ms
+        _learn(law, scene)
     if objectives is None:
         law.memory, law.wish, law.reason = None, None, ""
         return None
-    if scene.seen.at_ms > law.stepped_ms:
-        law.stepped_ms = scene.seen.at_ms
-        _learn(law, scene)
+    if fresh:
         law.reason = _draw(law, scene, objectives, curves)
         law.memory, law.wish = _stepped(law, scene, objectives) if not law.reason else (law.memory, None)
     return law.wish
+
+
+def _drafts(pool: ModelPool) -> bool:
+    """Whether some replicas draft tokens: what that gains is shown, whether or not the pool is scaled by it."""
+    return any(pool.spec.engine_of(one).speculative_decoding is not None for one in pool.spec.variants)
+
+
+def concurrency_of(law: PoolLaw, pool: ModelPool) -> dict[str, int]:
+    """Requests that a replica of each variant should run at once; only of engines whose speed was measured well.
+
+    A number from a seed alone could keep requests from an engine that is faster than assumed.
+    """
+    if objectives_of(pool) is None:
+        return {}
+    return {
+        name: max(one.slots for (variant, _), one in law.curves.items() if variant == name)
+        for name in {variant for variant, _ in law.curves}
+        if (known := law.engines.get(name)) is not None
+        and known.memory.rounds >= MEASURED_ROUNDS
+        and known.memory.error <= MEASURED_WITHIN
+    }
 
 
 def _learn(law: PoolLaw, scene: Scene) -> None:

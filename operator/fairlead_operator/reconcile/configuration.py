@@ -31,6 +31,7 @@ from fairlead_operator.render.router_config import (
     ReleaseInput,
     compile_config,
     compile_endpoints,
+    objectives_ms,
 )
 from fairlead_operator.settings import Settings
 from fairlead_operator.units import parse_usd
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 CONTEXT = "fairlead.dev/reported-context-tokens"
 COLD_START = "fairlead.dev/cold-start-ms"
+CONCURRENCY = "fairlead.dev/requests-at-once"
 DEBOUNCE_S = 0.05
 NANO_PER_MICRO = 1000
 _MEASURED = re.compile("[0-9]{1,8}", re.ASCII)
@@ -71,6 +73,14 @@ def measured(snapshot: Snapshot, pool: ModelPool, annotation: str, variant: str 
     return max((int(text) for text in texts if _MEASURED.fullmatch(text)), default=0)
 
 
+def concurrency(snapshot: Snapshot, pool: ModelPool) -> dict[str, int]:
+    """Requests that a replica should run at once, by variant, as far as that was measured; none without objectives."""
+    if objectives_ms(pool.spec) == (0, 0):
+        return {}
+    found = {one.name: measured(snapshot, pool, CONCURRENCY, one.name) for one in pool.spec.variants}
+    return {name: number for name, number in found.items() if number}
+
+
 def card_in_force(pool: ModelPool) -> PoolCard | None:
     """The pool's card as its status says: that is where every replica reads it."""
     rate = pool.status.rate
@@ -100,6 +110,7 @@ def compile_all(snapshot: Snapshot, settings: Settings) -> Picture:
             card=card_in_force(pool),
             reported_context=measured(snapshot, pool, CONTEXT),
             cold_start_ms=measured(snapshot, pool, COLD_START) or DEFAULT_COLD_START_MS,
+            concurrency=concurrency(snapshot, pool),
         )
         for key, pool in snapshot.pools.items()
     }

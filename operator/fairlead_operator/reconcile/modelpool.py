@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairlead_operator.api.v1alpha1 import EventReason, ModelPool, Reason
-from fairlead_operator.decide import replicas
+from fairlead_operator.api.v1alpha1 import EventReason, ModelPool
+from fairlead_operator.decide import replicas, rollout
 from fairlead_operator.decide.autoscale import Wish
 from fairlead_operator.decide.capacity import Look, Measure, counters_of, is_busy, measure, note, settings_key
-from fairlead_operator.decide.facts import LABEL_VARIANT, PodFact, live_pods
-from fairlead_operator.decide.placement import placeable, without_room
-from fairlead_operator.decide.pricing import PriceList, VariantPrice, hardware_of, price_variant
+from fairlead_operator.decide.facts import PodFact, live_pods, on_nodes, taken_pods
+from fairlead_operator.decide.fit import judge
+from fairlead_operator.decide.placement import placeable, reclaimed, without_room
+from fairlead_operator.decide.pricing import hardware_of, price_on, price_variant
 from fairlead_operator.decide.problems import Problem, errors
 from fairlead_operator.decide.rates import (
     PoolCard,
@@ -25,69 +26,44 @@ from fairlead_operator.decide.rates import (
 from fairlead_operator.decide.replicas import Decision, Spending
 from fairlead_operator.decide.rounds import attainment_percent, counting, look, requests_per_hour
 from fairlead_operator.decide.second_writer import paused
-from fairlead_operator.decide.signals import Load, Report, Router, pool_load, told_of
+from fairlead_operator.decide.signals import Router, pool_load, told_of
 from fairlead_operator.decide.spend_cap import spend_cap
 from fairlead_operator.decide.variants import VariantOption, variant_options
-from fairlead_operator.errors import ApiError, ForbiddenError, LedgerError, OverloadedError, RefusedError
+from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.cluster import Snapshot
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import DEPLOYMENTS, MODEL_POOLS
 from fairlead_operator.reconcile.acting import SecondWriters, mark_victims
-from fairlead_operator.reconcile.autoscaler import Scene, figures_of, wish_of
-from fairlead_operator.reconcile.books import PoolBook, Start
+from fairlead_operator.reconcile.autoscaler import Scene, concurrency_of, figures_of, wish_of
+from fairlead_operator.reconcile.books import PoolBook
 from fairlead_operator.reconcile.budgets import wanted_budgets
-from fairlead_operator.reconcile.children import NameTakenError
-from fairlead_operator.reconcile.configuration import COLD_START, CONTEXT, Picture, card_in_force, measured
+from fairlead_operator.reconcile.configuration import CONTEXT, Picture, card_in_force, concurrency, measured
 from fairlead_operator.reconcile.context import Context, publish, routers_of
 from fairlead_operator.reconcile.curves import Curves
-from fairlead_operator.render.deployment import TemplatePlan, deployment, plan_template, validate_pool
+from fairlead_operator.reconcile.last_words import LastWords
+from fairlead_operator.reconcile.model_facts import Checkpoints
+from fairlead_operator.reconcile.pool_facts import Facts, cold_start, reported_context, rolling, settled_pods, starts
+from fairlead_operator.reconcile.pool_objects import replace_reclaimed, write
+from fairlead_operator.reconcile.rollouts import Rollouts
+from fairlead_operator.reconcile.speculation import judgements_of
+from fairlead_operator.render.deployment import TemplatePlan, validate_pool
 from fairlead_operator.render.objects import deployment_name
-from fairlead_operator.render.pod_template import Images, RenderSettings
-from fairlead_operator.render.services import pool_disruption_budget, pool_headless_service, pool_service
-from fairlead_operator.settings import Settings
+from fairlead_operator.status.adapters import adapter_status, adapter_trouble
 from fairlead_operator.status.events import (
     Event,
     events_of_modelpool,
     events_of_pods,
+    events_of_reclaimed,
+    events_of_taken,
     replica_ready,
     scaled,
     warnings_of,
 )
 from fairlead_operator.status.modelpool import PoolView, modelpool_status
-from fairlead_operator.status.pods import rollout_of
 from fairlead_router.contract import LedgerBudget, PutCards
 
-INTERNAL = 500
 SEEDS_HOLD = "rates are cut from seeds, only pools of platform namespaces are measured"
-COLD_START_STEP_MS = 5_000
-"""Measured starts are rounded up to this, so that a second more or less changes no configuration."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """All that is known of one pool when it is decided about."""
-
-    pool: ModelPool
-    raw: Object
-    snapshot: Snapshot
-    pods: tuple[PodFact, ...]
-    deployments: Mapping[str, Object]
-    """Live Deployments by variant."""
-    prices: PriceList
-    variant_prices: Mapping[str, VariantPrice]
-    load: Load
-    reported_context: int
-    cold_starts: Mapping[str, int]
-    """How long a start takes, by variant."""
-    started: Mapping[str, int]
-    """Pods that became ready since the last look: uid → milliseconds."""
-    now_ms: int
-
-    @property
-    def cold_start_ms(self) -> int:
-        """How long a start takes on the slowest variant."""
-        return max(self.cold_starts.values())
 
 
 class PoolReconciler:
@@ -95,8 +71,9 @@ class PoolReconciler:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self._images = Images(router=context.settings.router_image, engine=context.settings.engine_image)
-        self._render = render_settings(context.settings)
+        self._rollouts = Rollouts(context.api, context.settings)
+        self._checkpoints = Checkpoints(context.settings.hugging_face_endpoint)
+        self._last_words = LastWords(context.api)
         self._told: tuple[Picture, tuple[LedgerBudget, ...]] | None = None
         self._curves = Curves()
         self._heard: frozenset[str] = frozenset()
@@ -131,6 +108,8 @@ class PoolReconciler:
             self._forget(key)
             return
         facts = self._gather(snapshot, raw, pool)
+        facts = replace(facts, pods=await self._last_words.heard(facts.pods))
+        weighed = await self._checkpoints.candidates(pool, facts.deployments, snapshot.nodes.values())
         # 2. Decide.
         measured_now = self._measure(facts)
         card = await self._card(facts, measured_now)
@@ -138,17 +117,31 @@ class PoolReconciler:
         options = self._options(facts, ours or {})
         decision = self._decide(facts, options)
         decision = decision if ours is not None else standing(decision, options)
-        problems = validate_pool(pool)
+        fit = judge(weighed)
+        problems = (*validate_pool(pool, self._c.settings.engine_image), *fit.problems)
         accepted = not errors(problems)
-        plans = plan_templates(facts, self._images, self._render, accepted=accepted)
+        revisions = await self._rollouts.decide(facts, self._c.scraper.reports, accepted=accepted)
+        plans = self._rollouts.plans(facts, revisions.decision)
         # 3. Act. What is not accepted keeps running as it was, and is still scaled.
         await mark_victims(self._c.api, settled_pods(facts), decision.counts, self._c.scraper.reports)
+        replaced = await replace_reclaimed(self._c.api, reclaimed(facts.pods, snapshot.nodes))
         counts = {name: count for name, count in decision.counts if ours is not None or name not in facts.deployments}
-        refused = await self._apply(facts, counts, plans, accepted=accepted)
+        refused = await write(self._c.children, facts, counts, plans, accepted=accepted)
         if refused or not (accepted or facts.deployments):
             decision = standing(decision, options)
         # 4. Report.
-        await self._report(facts, Outcome((*problems, *refused), decision, options, plans, card, measured_now))
+        outcome = Outcome(
+            problems=(*problems, *revisions.problems, *refused),
+            decision=decision,
+            options=options,
+            revisions=revisions.decision,
+            plans=plans,
+            card=card,
+            measured=measured_now,
+            fit=fit.note,
+            replaced=replaced,
+        )
+        await self._report(facts, outcome)
 
     async def _ours(self, facts: Facts) -> dict[str, int] | None:
         """The replicas that Fairlead wrote, by Deployment; ``None`` where it leaves the number to a second writer."""
@@ -158,12 +151,13 @@ class PoolReconciler:
     def _forget(self, key: Key) -> None:
         self._c.books.close_pool(f"{key.namespace}/{key.name}")
         self._c.children.forget(key.namespace, key.name)
+        self._rollouts.forget(f"{key.namespace}/{key.name}")
         self._c.statuses.forget(key)
         self._c.telemetry.forget_pool(f"{key.namespace}/{key.name}")
 
     def _gather(self, snapshot: Snapshot, raw: Object, pool: ModelPool) -> Facts:
         now, prices = self._c.clock.now_ms(), self._c.prices.read()
-        pods = live_pods(snapshot.pods, pool.key)
+        pods = on_nodes(live_pods(snapshot.pods, pool.key), snapshot.nodes)
         book = self._c.books.pool(pool.key, now)
         started = book.starts.note(starts(snapshot, pods), book.opened_ms)
         reports = self._c.scraper.reports
@@ -188,6 +182,7 @@ class PoolReconciler:
             },
             started=started,
             now_ms=now,
+            concurrency=concurrency_of(book.law, pool) or concurrency(snapshot, pool),
         )
 
     def _routers(self, snapshot: Snapshot) -> tuple[Router, ...]:
@@ -253,6 +248,7 @@ class PoolReconciler:
             self._c.telemetry.scaling.pop(key, None)
         else:
             self._c.telemetry.scaling[key] = figures
+        self._c.telemetry.drafting[key] = judgements_of(book.law, scene)
         return wish
 
     def _spending(self, facts: Facts) -> Spending:
@@ -316,32 +312,6 @@ class PoolReconciler:
         books.cards[key] = card
         return card
 
-    async def _apply(
-        self, facts: Facts, counts: Mapping[str, int], plans: Mapping[str, TemplatePlan], *, accepted: bool
-    ) -> tuple[Problem, ...]:
-        """Write the children; what the API server does not take becomes a problem of the pool."""
-        pool, uid = facts.pool, facts.pool.metadata.uid
-        try:
-            for body in bodies_of(facts, counts, plans, accepted=accepted):
-                await self._c.children.ensure(facts.snapshot, uid, body)
-            if accepted:
-                keep = {deployment_name(pool.name, variant.name) for variant in pool.spec.variants}
-                await self._c.children.prune(facts.snapshot, uid, pool.namespace, pool.name, keep)
-        except NameTakenError as error:
-            return (Problem(Reason.NAME_CONFLICT, str(error)),)
-        except RefusedError as error:
-            return (
-                Problem(Reason.INVALID_POD_TEMPLATE, f"The API server refuses {error.what}: {error.message}", "spec"),
-            )
-        except ForbiddenError as error:
-            return (Problem(Reason.FORBIDDEN, forbidden(error)),)
-        except OverloadedError as error:
-            # For a field of the wrong type the API server answers 500, not 422, to an apply.
-            if error.status != INTERNAL or pool.spec.pod_template is None:
-                raise
-            return (refused_template(error),)
-        return ()
-
     async def _report(self, facts: Facts, outcome: "Outcome") -> None:
         """Status and Events, and the counter of decisions."""
         raw, old = facts.raw, self._c.statuses.present(facts.raw)
@@ -362,6 +332,7 @@ class PoolReconciler:
             load=facts.load,
             pods=facts.pods,
             prices=facts.variant_prices,
+            pod_prices=_pod_prices(facts),
             card=outcome.card,
             seeded=_rates(facts) is not None,
             capacity=outcome.measured.reason,
@@ -376,6 +347,10 @@ class PoolReconciler:
             full=book.full,
             latency=book.law.reason,
             deployments=facts.deployments,
+            revisions=outcome.revisions,
+            fit=outcome.fit,
+            adapters=adapter_status(facts.pool, facts.pods, self._c.scraper.reports),
+            adapter_trouble=adapter_trouble(facts.pool, self._c.scraper.reports, facts.pods),
         )
 
 
@@ -386,9 +361,13 @@ class Outcome:
     problems: tuple[Problem, ...]
     decision: Decision
     options: tuple[VariantOption, ...]
+    revisions: rollout.Decision
     plans: Mapping[str, TemplatePlan]
     card: PoolCard | None
     measured: Measure
+    fit: str = ""
+    replaced: tuple[PodFact, ...] = ()
+    """Pods that were deleted because their nodes are about to go."""
 
 
 def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
@@ -402,38 +381,9 @@ def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mappi
         *warnings_of(outcome.problems),
         *started,
         *events_of_pods(facts.pods),
+        *events_of_taken(taken_pods(facts.snapshot.pods, facts.pool.key)),
+        *events_of_reclaimed(outcome.replaced, facts.snapshot.nodes),
     )
-
-
-def render_settings(settings: Settings) -> RenderSettings:
-    """What is written into every pool's router."""
-    return RenderSettings(
-        operator_url=settings.operator_url,
-        ledger_url=settings.ledger_url,
-    )
-
-
-def plan_templates(
-    facts: Facts, images: Images, settings: RenderSettings, *, accepted: bool
-) -> dict[str, TemplatePlan]:
-    """The pod template of each variant: kept as it runs unless the spec asks for another, one variant at a time."""
-    plans: dict[str, TemplatePlan] = {}
-    busy = {name for name, body in facts.deployments.items() if rolling(body)}
-    for variant in facts.pool.spec.variants:
-        live = facts.deployments.get(variant.name)
-        annotations = None if live is None else live["metadata"].get("annotations") or {}
-        hold = not accepted or bool(busy - {variant.name})
-        plan = plan_template(facts.pool, variant, images, settings, annotations, hold=hold)
-        if plan.changed:
-            busy.add(variant.name)
-        plans[variant.name] = plan
-    return plans
-
-
-def rolling(body: Object) -> bool:
-    """Whether pods are still being replaced, or the controller has not yet looked at the last change."""
-    seen = int((body.get("status") or {}).get("observedGeneration") or 0)
-    return seen < int(body["metadata"].get("generation") or 0) or rollout_of(body).running
 
 
 def standing(decision: Decision, options: tuple[VariantOption, ...]) -> Decision:
@@ -446,78 +396,6 @@ def standing(decision: Decision, options: tuple[VariantOption, ...]) -> Decision
         cost_per_hour_after=decision.cost_per_hour_before,
         moved=False,
     )
-
-
-def bodies_of(
-    facts: Facts, counts: Mapping[str, int], plans: Mapping[str, TemplatePlan], *, accepted: bool
-) -> list[Object]:
-    """The objects that the pool becomes; of a spec that is not accepted, only the Deployments that are there.
-
-    ``counts`` are the replicas by variant; those of a variant without one are left as they are.
-    """
-    pool = facts.pool
-    deployments = [
-        annotated(deployment(pool, variant, plans[variant.name], counts.get(variant.name)), facts)
-        for variant in pool.spec.variants
-        if accepted or variant.name in facts.deployments
-    ]
-    others = [pool_service(pool), pool_headless_service(pool), pool_disruption_budget(pool)] if accepted else []
-    return [*deployments, *others]
-
-
-def annotated(body: Object, facts: Facts) -> Object:
-    """The Deployment with what was measured, for the other replicas and for the time after a restart."""
-    meta = dict(body["metadata"])
-    notes: dict[str, Any] = dict(meta.get("annotations") or {})
-    if facts.reported_context:
-        notes[CONTEXT] = str(facts.reported_context)
-    took_ms = facts.cold_starts.get(str(meta["labels"].get(LABEL_VARIANT)), replicas.DEFAULT_COLD_START_MS)
-    if took_ms != replicas.DEFAULT_COLD_START_MS:
-        notes[COLD_START] = str(took_ms)
-    return {**body, "metadata": {**meta, "annotations": notes}}
-
-
-def cold_start(snapshot: Snapshot, pool: ModelPool, variant: str, taken: Sequence[int]) -> int:
-    """What was measured by this process, else what an earlier one wrote down, else the default."""
-    if not taken:
-        return measured(snapshot, pool, COLD_START, variant) or replicas.DEFAULT_COLD_START_MS
-    return max(1, -(-replicas.cold_start_ms(taken) // COLD_START_STEP_MS)) * COLD_START_STEP_MS
-
-
-def starts(snapshot: Snapshot, pods: Sequence[PodFact]) -> dict[str, Start]:
-    """From creation to ready, by uid, of the pods that are ready and never restarted."""
-    return {
-        pod.uid: Start(pod.variant, created, pod.ready_ms)
-        for pod in pods
-        if pod.ready and pod.restarts == 0 and pod.ready_ms is not None
-        if (created := snapshot.created_ms.get(pod.key, 0))
-    }
-
-
-def reported_context(pods: Sequence[PodFact], reports: Mapping[str, Report]) -> int:
-    """The smallest context that the pool's engines report; 0 = none has yet."""
-    signals = [report.signals for pod in pods if (report := reports.get(pod.key)) is not None]
-    return min((one.max_context_tokens for one in signals if one is not None and one.max_context_tokens), default=0)
-
-
-def refused_template(error: ApiError) -> Problem:
-    """What the API server says against a rendered object; what is rendered can be wrong only through podTemplate."""
-    text = f"The API server refuses {error.what}: {error.message}"
-    return Problem(Reason.INVALID_POD_TEMPLATE, text, "spec.podTemplate")
-
-
-def forbidden(error: ForbiddenError) -> str:
-    """What is not allowed, and who can allow it."""
-    return (
-        f"The operator may not {error.verb} {error.what}: {error.message.rstrip('.')}. "
-        "Grant it to ServiceAccount fairlead-operator, or install the chart's ClusterRole again."
-    )
-
-
-def settled_pods(facts: Facts) -> list[PodFact]:
-    """The pods of variants that are not being rolled out: there more pods than wanted are no sign of shrinking."""
-    busy = {name for name, body in facts.deployments.items() if rolling(body)}
-    return [pod for pod in facts.pods if pod.variant not in busy]
 
 
 def second_writer(book: PoolBook, facts: Facts) -> str:
@@ -558,6 +436,17 @@ def _wanted(deployments: Mapping[str, Object], ours: Mapping[str, int]) -> dict[
     return {
         name: ours.get(body["metadata"]["name"], int(body["spec"].get("replicas") or 0))
         for name, body in deployments.items()
+    }
+
+
+def _pod_prices(facts: Facts) -> dict[str, int | None]:
+    """What each pod costs an hour on the node that it runs on, as it is billed."""
+    hardware = {one.name: hardware_of(facts.pool.spec, one) for one in facts.pool.spec.variants}
+    nodes = facts.snapshot.nodes
+    return {
+        pod.key: price_on(facts.prices, hardware[pod.variant], nodes[pod.node], facts.now_ms)
+        for pod in facts.pods
+        if pod.variant in hardware and pod.node in nodes
     }
 
 

@@ -2,25 +2,34 @@
 
 Replacing the router's image, the default engine image or this renderer must not restart accelerators. So the template
 that was rendered last is kept, as it was, in an annotation of the Deployment, with a hash of what of the spec it was
-rendered from; it is rendered anew only when that hash changes.
+rendered from; decide/rollout.py says when another one takes its place.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import ModelPool, ModelPoolSpec, Reason, Variant
-from fairlead_operator.decide.facts import ENGINE, LABEL_POOL, LABEL_VARIANT, ROUTER
+from fairlead_operator.api.v1alpha1.modelpool import ModelSource
+from fairlead_operator.decide.facts import ENGINE, LABEL_POOL, LABEL_REVISION, LABEL_VARIANT, ROUTER
 from fairlead_operator.decide.problems import Problem
+from fairlead_operator.decide.rollout import Decision, Inputs, Step, decide
 from fairlead_operator.render.engine_args import engine_problems
 from fairlead_operator.render.merge import template_problems
 from fairlead_operator.render.objects import deployment_name, metadata, variant_labels
-from fairlead_operator.render.pod_template import Images, RenderSettings, container, pod_template
+from fairlead_operator.render.pod_template import Images, RenderSettings, adapter_claims, container, pod_template
+from fairlead_operator.render.revisions import (
+    ANNOTATION_SPEC,
+    ANNOTATION_TEMPLATE,
+    CHANGE_CAUSE,
+    HISTORY,
+    canonical,
+    change_text,
+    kept_template,
+    notes_of,
+)
 
-ANNOTATION_SPEC = "fairlead.dev/spec-hash"
-ANNOTATION_TEMPLATE = "fairlead.dev/template"
 MAX_TEMPLATE_BYTES = 200 * 1024
 """All annotations of an object together may have 256 KiB."""
 DEADLINE_AFTER_STARTUP_S = 60
@@ -28,14 +37,13 @@ DEADLINE_AFTER_STARTUP_S = 60
 
 @dataclass(frozen=True, slots=True)
 class TemplatePlan:
-    """The pod template to apply. ``changed``: it differs from the live one, so a rollout begins.
+    """The pod template to apply, and what the Deployment says of it.
 
     ``stale``: what this release would render differently; such a pool waits for its next restart.
     """
 
     template: dict[str, Any]
     annotations: dict[str, str]
-    changed: bool
     stale: str = ""
 
     @property
@@ -43,10 +51,29 @@ class TemplatePlan:
         """Image of the engine in this template."""
         return str(container(self.template, ENGINE).get("image", ""))
 
+    @property
+    def checkpoint_revision(self) -> str:
+        """Revision of the checkpoint that the engine loads; empty where none is named."""
+        arguments = container(self.template, ENGINE).get("args") or ()
+        return next((text.partition("=")[2] for text in arguments if text.startswith("--revision=")), "")
 
-def validate_pool(pool: ModelPool) -> tuple[Problem, ...]:
-    """Everything that keeps the pool's spec from being rendered, and warnings."""
-    return (*engine_problems(pool.spec), *template_problems(pool.spec), *_size_problems(pool.spec))
+    @property
+    def change(self) -> str:
+        """What this revision changed: ``revision 12 to 13: …``; empty for one of an earlier release."""
+        return self.annotations.get(CHANGE_CAUSE, "")
+
+
+def validate_pool(pool: ModelPool, image: str = "") -> tuple[Problem, ...]:
+    """Everything that keeps the pool's spec from being rendered, and warnings.
+
+    ``image`` is the release's engine image, which pools run that name none: its tag says which vLLM is asked.
+    """
+    return (*engine_problems(pool.spec, pool.name, image), *template_problems(pool.spec), *_size_problems(pool.spec))
+
+
+def first_revision(spec: ModelPoolSpec) -> Decision:
+    """The decision about a pool that does not run yet: every variant is rendered."""
+    return decide(Inputs(wanted=spec_hashes(spec), live={}, pods=(), now_ms=0))
 
 
 def plan_template(
@@ -54,26 +81,28 @@ def plan_template(
     variant: Variant,
     images: Images,
     settings: RenderSettings,
-    live_annotations: Mapping[str, str] | None = None,
     *,
-    hold: bool = False,
+    decision: Decision,
+    live_annotations: Mapping[str, str] | None = None,
 ) -> TemplatePlan:
-    """The template to apply: the kept one while the spec's hash is the live one's, else a new one.
-
-    ``live_annotations`` are the live Deployment's; ``hold`` keeps an existing template because another variant of the
-    pool is being replaced, or because the spec was not accepted.
-    """
-    wanted = spec_hash(pool.spec, variant)
-    live = live_annotations or {}
-    kept = _kept_template(live)
-    if kept is not None and (hold or live.get(ANNOTATION_SPEC) == wanted):
-        annotations = {key: live[key] for key in (ANNOTATION_SPEC, ANNOTATION_TEMPLATE) if key in live}
-        pending = live.get(ANNOTATION_SPEC) != wanted
-        fresh = kept if pending else pod_template(pool, variant, images, settings)
-        return TemplatePlan(kept, annotations, changed=False, stale=_stale_text(variant, kept, fresh))
-    fresh = pod_template(pool, variant, images, settings)
-    annotations = {ANNOTATION_SPEC: wanted, ANNOTATION_TEMPLATE: canonical(fresh)}
-    return TemplatePlan(fresh, annotations, changed=kept is not None and kept != fresh)
+    """What the decision's step for the variant comes to. ``live_annotations`` are the live Deployment's, if any."""
+    step, live = decision.steps[variant.name], live_annotations or {}
+    kept = kept_template(live)
+    if step.kept is not None:
+        template, spec, change = dict(step.kept.template), step.kept.spec_hash, step.kept.change
+    elif step.action == "Keep" and kept is not None:
+        template, spec, change = kept, live.get(ANNOTATION_SPEC, ""), live.get(CHANGE_CAUSE, "")
+    else:
+        template = pod_template(pool, variant, images, settings, str(step.revision))
+        spec = spec_hash(pool.spec, variant)
+        change = change_text(kept, template, _revision_of(kept), step.revision)
+    annotations = {
+        ANNOTATION_SPEC: spec,
+        ANNOTATION_TEMPLATE: canonical(template),
+        **notes_of(decision.newest, decision.failure, step.revision, step.served, change),
+    }
+    stale = _stale(pool, variant, images, settings, template) if _up_to_date(step, spec, pool, variant) else ""
+    return TemplatePlan(template, annotations, stale)
 
 
 def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: int | None) -> dict[str, Any]:
@@ -87,7 +116,7 @@ def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: 
         "metadata": {**meta, "annotations": plan.annotations},
         "spec": {
             **({} if replicas is None else {"replicas": replicas}),
-            "revisionHistoryLimit": 2,
+            "revisionHistoryLimit": HISTORY,
             "progressDeadlineSeconds": rollout.startup_timeout.seconds + DEADLINE_AFTER_STARTUP_S,
             "selector": {"matchLabels": {key: labels[key] for key in (LABEL_POOL, LABEL_VARIANT)}},
             "strategy": {
@@ -99,14 +128,20 @@ def deployment(pool: ModelPool, variant: Variant, plan: TemplatePlan, replicas: 
     }
 
 
+def spec_hashes(spec: ModelPoolSpec) -> dict[str, str]:
+    """What the spec asks of each variant's pods, in the spec's order."""
+    return {variant.name: spec_hash(spec, variant) for variant in spec.variants}
+
+
 def spec_hash(spec: ModelPoolSpec, variant: Variant) -> str:
     """Hash of what of the spec a variant's pods are made from.
 
-    Defaults are left out, so that a field that a later release adds does not restart the pools of today.
+    Defaults are left out, so that a field that a later release adds does not restart the pools of today. Of adapters
+    only the volumes count: they are loaded while the pods run.
     """
     parts = {
-        "model": spec.model_of(variant),
-        "access": spec.model,
+        "model": _without_adapters(spec.model_of(variant)),
+        "access": _without_adapters(spec.model) | _adapter_parts(spec, variant),
         "engine": spec.engine_of(variant),
         "accelerator": variant.accelerator,
         "parallelism": variant.parallelism,
@@ -119,9 +154,16 @@ def spec_hash(spec: ModelPoolSpec, variant: Variant) -> str:
     return hashlib.sha256(canonical(_plain(parts)).encode()).hexdigest()[:16]
 
 
-def canonical(value: Any) -> str:
-    """The same text for the same value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def _without_adapters(source: ModelSource) -> dict[str, Any]:
+    return {key: value for key, value in _plain(source).items() if key != "lora"}
+
+
+def _adapter_parts(spec: ModelPoolSpec, variant: Variant) -> dict[str, Any]:
+    lora = spec.model.lora
+    if lora is None:
+        return {}
+    claims = list(adapter_claims(spec, variant))
+    return {"lora": {"maxRank": lora.max_rank, "maxActive": lora.max_active, "claims": claims}}
 
 
 def _plain(value: Any) -> Any:
@@ -132,16 +174,14 @@ def _plain(value: Any) -> Any:
     return [_plain(child) for child in value] if isinstance(value, list) else value
 
 
-def _kept_template(annotations: Mapping[str, str]) -> dict[str, Any] | None:
-    """The kept template; one that somebody damaged counts as absent and is rendered again."""
-    try:
-        kept = json.loads(annotations.get(ANNOTATION_TEMPLATE, ""))
-    except ValueError:
-        return None
-    return kept if isinstance(kept, dict) and "spec" in kept else None
+def _up_to_date(step: Step, spec: str, pool: ModelPool, variant: Variant) -> bool:
+    """Whether the template that stays was made from the present spec."""
+    return step.action == "Keep" and spec == spec_hash(pool.spec, variant)
 
 
-def _stale_text(variant: Variant, kept: dict[str, Any], fresh: dict[str, Any]) -> str:
+def _stale(pool: ModelPool, variant: Variant, images: Images, settings: RenderSettings, kept: Mapping[str, Any]) -> str:
+    """What this release would render differently from the same spec."""
+    fresh = pod_template(pool, variant, images, settings, _label(kept))
     if kept == fresh:
         return ""
     parts = [
@@ -151,6 +191,16 @@ def _stale_text(variant: Variant, kept: dict[str, Any], fresh: dict[str, Any]) -
     ]
     differs = ", ".join(parts) or "pods as an earlier release rendered them"
     return f"Variant {variant.name} keeps {differs}."
+
+
+def _label(template: Mapping[str, Any]) -> str:
+    return str(((template.get("metadata") or {}).get("labels") or {}).get(LABEL_REVISION, ""))
+
+
+def _revision_of(template: Mapping[str, Any] | None) -> int:
+    """Templates of an earlier release carry no number: they are the first."""
+    label = _label(template or {})
+    return int(label) if label.isdecimal() else 1
 
 
 def _size_problems(spec: ModelPoolSpec) -> tuple[Problem, ...]:

@@ -1,251 +1,210 @@
-"""Typed fields as vLLM's arguments, and what may not stand in ``extraArgs``."""
+"""Typed fields as vLLM's arguments, and what of the engine's settings cannot run."""
 
-import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 
-from fairlead_operator.api.v1alpha1 import Engine, EventReason, ModelPoolSpec, Reason, Variant
-from fairlead_operator.api.v1alpha1.modelpool import ModelSource, SpeculativeDecoding
+from fairlead_operator.api.v1alpha1 import EventReason, ModelPoolSpec, Reason, Variant
+from fairlead_operator.decide.engine_table import sources
+from fairlead_operator.decide.engine_table.arguments import Option, named, part_fault, value_fault
+from fairlead_operator.decide.engine_table.fields import (
+    FIELDS,
+    MODELS_DIR,
+    OTHER_FIELDS,
+    OWN,
+    OWN_GROUPS,
+    REMOVED,
+    Field,
+    model_location,
+)
+from fairlead_operator.decide.engine_table.formats import CACHE_TYPES, REMOVED_WEIGHTS, WEIGHTS, cannot_run
+from fairlead_operator.decide.engine_table.rules import RULES
+from fairlead_operator.decide.engine_table.setting import Given, Setting, given, place, setting_of
+from fairlead_operator.decide.engine_table.versions import KNOWN, shown
 from fairlead_operator.decide.problems import Problem
-from fairlead_operator.decide.replicas import DEFAULT_SLOTS
+
+__all__ = ["ENGINE_SOCKET", "MODELS_DIR", "engine_arguments", "engine_problems", "fetches_from_hub", "model_location"]
 
 ENGINE_SOCKET = "/run/fairlead/engine.sock"
-MODELS_DIR = "/models"
 SHUTDOWN_SECONDS = 15
 """What vLLM may take after SIGTERM. The drain is over by then, and the kubelet kills after 30 s."""
-
-_OWN_ARGUMENTS = {
-    "--uds": "the router reaches the engine over it",
-    "--host": "the engine has no port",
-    "--port": "the engine has no port",
-    "--served-model-name": "the router asks for the pool's name",
-    "--enable-prompt-tokens-details": "cached tokens are charged by it",
-    "--no-enable-prompt-tokens-details": "cached tokens are charged by it",
-    "--shutdown-timeout": "rollout.drainTimeout is the time that requests have",
-    "--api-key": "the engine has no port, and the router sends no key",
-    "--data-parallel-size": "replicas are pods",
-    "--config": "its values would not be checked against the fields",
-    "--headless": "the engine must answer the router",
-    "--enable-lora": "routers know no adapters",
-}
-"""Arguments that Fairlead sets or that would break what it relies on, with the reason."""
-
-_ALIASES = {
-    "--device-memory-utilization": "--gpu-memory-utilization",
-    "--spec-method": "--speculative-config",
-    "--spec-model": "--speculative-config",
-    "--spec-tokens": "--speculative-config",
-    "--no-enable-prefix-caching": "--enable-prefix-caching",
-}
-"""Other spellings of arguments that fields set."""
-
-_FIELDS = {
-    "--max-model-len": "spec.engine.maxContextTokens",
-    "--max-num-seqs": "spec.engine.maxSequences",
-    "--max-num-batched-tokens": "spec.engine.maxBatchedTokens",
-    "--quantization": "spec.engine.quantization.weights",
-    "--kv-cache-dtype": "spec.engine.quantization.kvCache",
-    "--tensor-parallel-size": "parallelism.tensor of the variant",
-    "--pipeline-parallel-size": "parallelism.pipeline of the variant",
-    "--speculative-config": "spec.engine.speculativeDecoding",
-    "--revision": "spec.model.revision",
-    "--model": "spec.model.uri",
-}
-"""Arguments with a field of their own, which must not be set behind its back."""
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-WEIGHT_METHODS = _words("""
-    awq awq_marlin auto_awq gptq gptq_marlin auto_gptq compressed-tensors fp8 fp8_per_tensor fp8_per_channel
-    fp8_per_block mxfp8 int8_per_channel_weight_only nvfp4_per_token online modelopt modelopt_fp4 modelopt_mxfp8
-    modelopt_mixed mxfp4 gpt_oss_mxfp4 quark inc torchao moe_wna16 experts_int8 humming deepseek_v4_fp8 fbgemm_fp8
-    fp_quant
-""")
-REMOVED_WEIGHT_METHODS = _words("""
-    bitsandbytes gguf ptpc_fp8 bitblas hqq aqlm marlin rtn petit_nvfp4 tpu_int8 ipex auto-round
-""")
-CACHE_TYPES = _words("""
-    auto bfloat16 float16 fp8 fp8_e4m3 fp8_e5m2 fp8_inc fp8_ds_mla nvfp4 nvfp4_4over6 nvfp4_ds_mla fp8_per_token_head
-    int8_per_token_head int4_per_token_head turboquant_k8v4 turboquant_4bit_nc turboquant_k3v4_nc turboquant_3bit_nc
-    ultraquant_4bit
-""")
-CPU_GARBAGE_CACHE_TYPES = frozenset({"fp8_inc", "int8_per_token_head", "nvfp4"})
-"""Types that vLLM starts with on a CPU, and then answers nonsense."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Typed:
-    """One typed field that is set: its argument and, for messages, its place and value."""
-
-    argument: str
-    value: str | None
-    path: str
-    shown: str
-
-    @property
-    def rendered(self) -> tuple[str, ...]:
-        """The argument as vLLM reads it."""
-        return (self.argument,) if self.value is None else (f"{self.argument}={self.value}",)
 
 
 def engine_arguments(pool_name: str, spec: ModelPoolSpec, variant: Variant) -> tuple[str, ...]:
     """What follows ``vllm serve``: the model, Fairlead's own arguments, the typed fields, then extraArgs."""
-    source = spec.model_of(variant)
+    setting = setting_of(spec, variant, pool_name)
     own = (
-        model_location(source.uri),
+        model_location(setting.source.uri),
         f"--uds={ENGINE_SOCKET}",
         f"--served-model-name={pool_name}",
         "--enable-prompt-tokens-details",
         f"--shutdown-timeout={SHUTDOWN_SECONDS}",
     )
-    typed = [text for field in _typed(spec, variant) for text in field.rendered]
-    return (*own, *typed, *spec.engine_of(variant).extra_args)
+    typed = [text for field in FIELDS if (text := field.rendered(setting)) is not None]
+    return (*own, *typed, *setting.engine.extra_args)
 
 
-def model_location(uri: str, image_dir: str = "image") -> str:
-    """What vLLM is told to load: a repository, a bucket's address, or a path of a mounted volume."""
-    scheme, _, rest = uri.partition("://")
-    match scheme:
-        case "pvc":
-            return f"{MODELS_DIR}/{rest.rstrip('/')}"
-        case "oci":
-            return f"{MODELS_DIR}/{image_dir}"
-        case "hf":
-            return rest
-        case _:
-            return uri
+def engine_problems(spec: ModelPoolSpec, name: str = "", image: str = "") -> tuple[Problem, ...]:
+    """What of the engine's settings cannot run, and what is merely unknown (warnings); each said once.
 
-
-def engine_problems(spec: ModelPoolSpec) -> tuple[Problem, ...]:
-    """What of the engine's settings cannot run, and what is merely unknown (warnings); each said once."""
-    found = [problem for variant in spec.variants for problem in _variant_problems(spec, variant)]
+    ``name`` is the pool's, ``image`` the release's engine image, which pools have that name none.
+    """
+    found = [
+        problem for variant in spec.variants for problem in _variant_problems(setting_of(spec, variant, name, image))
+    ]
     return tuple(dict.fromkeys(found))
 
 
-def slots(engine: Engine) -> int:
-    """Requests that a replica with these settings runs at once."""
-    return engine.max_sequences or DEFAULT_SLOTS
+def fetches_from_hub(spec: ModelPoolSpec, variant: Variant) -> bool:
+    """Whether a variant's engine asks the model hub for anything; one that does not can be told to stay offline."""
+    return sources.fetches_from_hub(setting_of(spec, variant))
 
 
-def _loading(source: ModelSource, path: str) -> list[_Typed]:
-    revision = source.revision if source.uri.startswith("hf://") else None
-    streamed = source.uri.startswith(("s3://", "gs://"))
-    return [
-        *([_Typed("--revision", revision, f"{path}.revision", revision)] if revision else []),
-        *([_Typed("--load-format", "runai_streamer", f"{path}.uri", source.uri)] if streamed else []),
-    ]
+def _variant_problems(setting: Setting) -> Iterator[Problem]:
+    yield from sources.source_problems(setting)
+    yield from _argument_problems(setting)
+    yield from _format_problems(setting)
+    for rule in RULES:
+        for conflict in rule.conflicts(setting):
+            yield Problem(
+                Reason.INVALID_ARGUMENT, f"{conflict.where} {conflict.text}", conflict.where.partition(" ")[0]
+            )
 
 
-def _typed(spec: ModelPoolSpec, variant: Variant) -> list[_Typed]:
-    """The table: every typed field that is set, as vLLM's argument."""
-    engine, size = spec.engine_of(variant), variant.parallelism
-    caching = "--enable-prefix-caching" if engine.prefix_caching == "Enabled" else "--no-enable-prefix-caching"
-    memory = engine.memory_utilization_percent
-    quantization, place = engine.quantization, f"spec.variants[{variant.name}].parallelism"
-    rows: list[tuple[str, Any, str, Any]] = [
-        ("--max-model-len", engine.max_context_tokens, "spec.engine.maxContextTokens", None),
-        ("--max-num-seqs", engine.max_sequences, _path(variant, "max_sequences"), None),
-        ("--max-num-batched-tokens", engine.max_batched_tokens, _path(variant, "max_batched_tokens"), None),
-        ("--gpu-memory-utilization", f"0.{memory:02d}", _path(variant, "memory_utilization_percent"), memory),
-        ("--quantization", quantization and quantization.weights, f"{_path(variant, 'quantization')}.weights", None),
-        ("--kv-cache-dtype", quantization and quantization.kv_cache, f"{_path(variant, 'quantization')}.kvCache", None),
-        ("--tensor-parallel-size", size.tensor if size.tensor > 1 else None, f"{place}.tensor", None),
-        ("--pipeline-parallel-size", size.pipeline if size.pipeline > 1 else None, f"{place}.pipeline", None),
-        ("--speculative-config", _speculative(engine), _path(variant, "speculative_decoding"), "set"),
-    ]
-    path = f"spec.variants[{variant.name}].model" if variant.model else "spec.model"
-    flags = [_Typed(caching, None, "spec.engine.prefixCaching", engine.prefix_caching)]
-    fields = [_Typed(name, str(value), where, str(shown or value)) for name, value, where, shown in rows if value]
-    return [*_loading(spec.model_of(variant), path), *fields, *flags]
+def _argument_problems(setting: Setting) -> Iterator[Problem]:
+    typed = {
+        name: field
+        for field in FIELDS
+        if field.rendered(setting) is not None
+        for name in _names(field, setting.version)
+    }
+    where, seen = place(setting.variant, "extra_args"), set[Option]()
+    for index, text in enumerate(setting.engine.extra_args):
+        one = given(text, f"{where}[{index}]", setting.version)
+        said = _taken(one, typed, setting) or _unknown(one, setting.version) or _misused(one, seen)
+        if said:
+            warning = one.option is None and not one.options and setting.version is None and one.name not in REMOVED
+            reason = EventReason.UNKNOWN_ARGUMENT if warning else Reason.INVALID_ARGUMENT
+            yield Problem(reason, f"{one.where} `{text}` {said}", one.where, warning=warning)
 
 
-def _path(variant: Variant, field: str) -> str:
-    overridden = variant.engine is not None and getattr(variant.engine, field) is not None
-    camel = re.sub(r"_(.)", lambda match: match[1].upper(), field)
-    return f"spec.variants[{variant.name}].engine.{camel}" if overridden else f"spec.engine.{camel}"
+def _names(field: Field, version: str | None) -> Iterable[str]:
+    """Every option name that sets the same as a field."""
+    known = named(version)
+    for name in (field.option, *field.others):
+        yield from known[name].names if name in known else (name,)
 
 
-def _speculative(engine: Engine) -> str | None:
-    chosen = engine.speculative_decoding
-    if chosen is None:
-        return None
-    config: dict[str, Any] = {"method": chosen.method, "num_speculative_tokens": chosen.tokens}
-    if chosen.model is not None:
-        config["model"] = model_location(chosen.model, "draft")
-    ranges = _drafted_batches(chosen, slots(engine))
-    if ranges:
-        config["num_speculative_tokens_per_batch_size"] = ranges
-    return json.dumps(config, separators=(",", ":"), sort_keys=True)
+def _taken(one: Given, typed: Mapping[str, Field], setting: Setting) -> str:
+    """Why an argument is not for extraArgs; of several that it may mean, for the first that is not."""
+    for name in _meant(one):
+        if reason := _own(name):
+            return f"is set by Fairlead: {reason}. Remove it."
+        if (field := typed.get(name)) is not None:
+            return f"is already set by {field.place(setting)}: {field.shown(setting)}. Remove one."
+        if path := _field_paths(setting.version).get(name):
+            return f"has a field of its own. Set {path} and remove the argument."
+    return ""
 
 
-def _drafted_batches(chosen: SpeculativeDecoding, most: int) -> list[list[int]]:
-    """[first batch size, last, tokens]: above maxBatchSize nothing is drafted."""
-    if chosen.max_batch_size is None or chosen.max_batch_size >= most:
-        return []
-    return [[1, chosen.max_batch_size, chosen.tokens], [chosen.max_batch_size + 1, most, 0]]
+def _meant(one: Given) -> tuple[str, ...]:
+    return (one.name, *(name for option in one.options for name in option.names))
 
 
-def _variant_problems(spec: ModelPoolSpec, variant: Variant) -> Iterable[Problem]:
-    engine = spec.engine_of(variant)
-    typed = {_canonical(field.argument): field for field in _typed(spec, variant)}
-    for index, argument in enumerate(engine.extra_args):
-        where = f"{_path(variant, 'extra_args')}[{index}]"
-        problem = _argument_problem(argument, where, typed)
-        if problem is not None:
-            yield problem
-    yield from _quantization_problems(engine, variant)
+def _own(name: str) -> str:
+    group = next((why for start, why in OWN_GROUPS.items() if name.startswith(start)), "")
+    return group or next((why for own, why in OWN.items() if name in _every_name(own)), "")
 
 
-def _canonical(argument: str) -> str:
-    name = argument.partition("=")[0]
-    whole = name.partition(".")[0]  # --speculative-config.method sets a part of --speculative-config
-    return _ALIASES.get(whole, whole)
+def _every_name(option: str) -> tuple[str, ...]:
+    known = named(None)
+    return known[option].names if option in known else (option,)
 
 
-def _argument_problem(argument: str, where: str, typed: Mapping[str, _Typed]) -> Problem | None:
-    name = _canonical(argument)
-    own = _own_argument(name)
-    if own is not None:
-        text = f"{where} `{argument}` is set by Fairlead: {_OWN_ARGUMENTS[own]}. Remove it."
-    elif name in typed:
-        text = f"{where} `{argument}` is already set by {typed[name].path}: {typed[name].shown}. Remove one."
-    elif name in _FIELDS:
-        text = f"{where} `{argument}` has a field of its own. Set {_FIELDS[name]} and remove the argument."
-    else:
-        return None
-    return Problem(Reason.INVALID_ARGUMENT, text, where)
+@functools.cache
+def _field_paths(version: str | None) -> Mapping[str, str]:
+    listed = {name: field.path for field in FIELDS if not field.free for name in _names(field, version)}
+    return {**listed, **OTHER_FIELDS}
 
 
-def _own_argument(name: str) -> str | None:
-    """The argument of Fairlead's that ``name`` means; Python's parsers accept every unambiguous beginning of one."""
-    return next((own for own in _OWN_ARGUMENTS if own == name or own.startswith(name)), None)
+def _unknown(one: Given, version: str | None) -> str:
+    if len(one.options) > 1:
+        every = ", ".join(option.name for option in one.options[:4])
+        return f"may mean {every}{' and others' if len(one.options) > len(one.options[:4]) else ''}. Write it in full."
+    if one.options:
+        return ""
+    if one.name in REMOVED:
+        return f"is no argument of {shown(version)} any more. {REMOVED[one.name]}"
+    close = difflib.get_close_matches(one.name, named(version), n=1)
+    hint = f"Did you mean {close[0]}?" if close else "Remove it."
+    if version is None:
+        return f"is no argument of vLLM {' or '.join(KNOWN)}; it is passed on as it is. {hint}"
+    return f"is no argument of {shown(version)}, which ends with an error. {hint}"
 
 
-def _quantization_problems(engine: Engine, variant: Variant) -> Iterable[Problem]:
-    chosen = engine.quantization
+def _misused(one: Given, seen: set[Option]) -> str:
+    option = one.option
+    if option is None:
+        return ""
+    if one.part:
+        return f"{fault}. Remove what follows the dot." if (fault := part_fault(option)) else ""
+    if option in seen:
+        return "is given twice, and vLLM takes the last one. Remove one."
+    seen.add(option)
+    fault = value_fault(option, one.value)
+    return f"{fault}. Correct or remove it." if fault else ""
+
+
+def _format_problems(setting: Setting) -> Iterator[Problem]:
+    chosen = setting.engine.quantization
     if chosen is None:
         return
-    where = _path(variant, "quantization")
+    where = setting.place("quantization")
     if chosen.weights is not None:
-        yield from _value_problems(chosen.weights, f"{where}.weights", WEIGHT_METHODS, REMOVED_WEIGHT_METHODS)
+        yield from _weights_problems(setting, chosen.weights, f"{where}.weights")
     if chosen.kv_cache is not None:
-        on_cpu = variant.accelerator.resource_name == "cpu"
-        garbage = CPU_GARBAGE_CACHE_TYPES if on_cpu else frozenset[str]()
-        yield from _value_problems(chosen.kv_cache, f"{where}.kvCache", CACHE_TYPES, garbage)
+        yield from _cache_problems(setting, chosen.kv_cache, f"{where}.kvCache")
 
 
-def _value_problems(value: str, where: str, known: frozenset[str], refused: frozenset[str]) -> Iterable[Problem]:
-    if value in refused:
-        why = "answers nonsense with it on a CPU" if value in CPU_GARBAGE_CACHE_TYPES else "no longer has this method"
-        text = f"{where} is {value}: vLLM 0.32 {why}. Leave it out to use what the checkpoint says."
-        yield Problem(Reason.UNSUPPORTED_QUANTIZATION, text, where)
-    elif value not in known:
+def _weights_problems(setting: Setting, value: str, where: str) -> Iterator[Problem]:
+    if value in REMOVED_WEIGHTS:
         text = (
-            f"{where} is {value}, which vLLM 0.32 does not list; it is passed on as it is, for an engine with a plugin."
+            f"{where} is {value}, which is no method of {shown(setting.version)} any more. "
+            "Leave it out to use what the checkpoint says."
         )
-        yield Problem(EventReason.UNKNOWN_QUANTIZATION, text, where, warning=True)
+        yield Problem(Reason.UNSUPPORTED_QUANTIZATION, text, where)
+    elif value not in WEIGHTS:
+        yield _unlisted(setting, value, where)
+    elif fault := cannot_run(WEIGHTS[value], setting.device):
+        yield _cannot_run(
+            setting, where, f"is {value}, which {fault}", "Leave it out, or use another build of the model."
+        )
+
+
+def _cache_problems(setting: Setting, value: str, where: str) -> Iterator[Problem]:
+    found = CACHE_TYPES.get(value)
+    if setting.version is not None and (found is None or setting.version not in found.versions) and _closed(setting):
+        text = f"{where} is {value}, which is no type of {shown(setting.version)}. Leave it out, or use fp8."
+        yield Problem(Reason.UNSUPPORTED_QUANTIZATION, text, where)
+    elif found is None:
+        yield _unlisted(setting, value, where)
+    elif fault := cannot_run(found, setting.device):
+        yield _cannot_run(setting, where, f"is {value}, which {fault}", "Leave it out to use what the checkpoint says.")
+
+
+def _closed(setting: Setting) -> bool:
+    """Whether the parser of this version takes no other values: later ones take those of plugins."""
+    return bool(named(setting.version)["--kv-cache-dtype"].choices)
+
+
+def _cannot_run(setting: Setting, where: str, fault: str, remedy: str) -> Problem:
+    text = f"{where} {fault} (variant {setting.variant.name}). {remedy}"
+    return Problem(Reason.UNSUPPORTED_QUANTIZATION, text, where)
+
+
+def _unlisted(setting: Setting, value: str, where: str) -> Problem:
+    text = (
+        f"{where} is {value}, which is not in the list of {shown(setting.version)}; it is passed on as it is, for an "
+        "engine with a plugin."
+    )
+    return Problem(EventReason.UNKNOWN_QUANTIZATION, text, where, warning=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Reason
 from fairlead_operator.api.v1alpha1.modelpool import PodTemplate
-from fairlead_operator.decide.facts import ENGINE, LABEL_POOL, LABEL_VARIANT, ROUTER
+from fairlead_operator.decide.facts import ENGINE, LABEL_POOL, LABEL_REVISION, LABEL_VARIANT, ROUTER
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.render.objects import LABEL_MANAGED_BY
 
@@ -28,7 +28,7 @@ _MERGE_KEYS = {
 }
 _REPLACED_WHOLE = frozenset({"volumes"})
 _OWN_VOLUMES = frozenset({"run", "state", "fairlead-tokens"})
-_OWN_LABELS = frozenset({LABEL_MANAGED_BY, LABEL_POOL, LABEL_VARIANT})
+_OWN_LABELS = frozenset({LABEL_MANAGED_BY, LABEL_POOL, LABEL_REVISION, LABEL_VARIANT})
 
 _POD_FIELDS = {
     "nodeSelector": "set spec.variants[].nodeSelector",

@@ -1,12 +1,12 @@
 """The pod of a variant: the router as a native sidecar, and vLLM behind it on a Unix socket."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead_operator.api.v1alpha1 import ModelPool, Variant
-from fairlead_operator.decide.facts import ENGINE, ROUTER
-from fairlead_operator.render.engine_args import ENGINE_SOCKET, MODELS_DIR, engine_arguments
+from fairlead_operator.api.v1alpha1 import ModelPool, ModelPoolSpec, Variant
+from fairlead_operator.decide.facts import ENGINE, LABEL_REVISION, ROUTER
+from fairlead_operator.render.engine_args import ENGINE_SOCKET, MODELS_DIR, engine_arguments, fetches_from_hub
 from fairlead_operator.render.merge import merged_template
 from fairlead_operator.render.objects import ADMIN_PORT, REQUEST_PORT, variant_labels
 from fairlead_router.contract import AUDIENCE_CONTROL, AUDIENCE_LEDGER, AUDIENCE_ROUTER
@@ -58,11 +58,17 @@ class RenderSettings:
     ledger_url: str = "http://fairlead-ledger.fairlead:8080"
 
 
-def pod_template(pool: ModelPool, variant: Variant, images: Images, settings: RenderSettings) -> dict[str, Any]:
-    """The pod template of a variant as this release renders it, podTemplate included."""
+def pod_template(
+    pool: ModelPool, variant: Variant, images: Images, settings: RenderSettings, revision: str
+) -> dict[str, Any]:
+    """The pod template of a variant as this release renders it, podTemplate included.
+
+    ``revision`` becomes a label, by which pods of one revision are told from those of another; empty: none.
+    """
     drain = pool.spec.rollout.drain_timeout.seconds
+    labels = variant_labels(pool.name, variant.name)
     rendered = {
-        "metadata": {"labels": variant_labels(pool.name, variant.name)},
+        "metadata": {"labels": {**labels, LABEL_REVISION: revision} if revision else labels},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
@@ -128,7 +134,7 @@ def _engine(pool: ModelPool, variant: Variant, default_image: str) -> dict[str, 
         "image": spec.engine_of(variant).image or default_image,
         "command": ["/bin/sh", "-c", _START, "vllm"],
         "args": list(engine_arguments(pool.name, spec, variant)),
-        "env": _engine_env(spec.rollout.startup_timeout.seconds),
+        "env": _engine_env(spec, variant),
         **({"envFrom": [{"secretRef": {"name": secret.name}}]} if secret else {}),
         **_engine_probes(spec.rollout.startup_timeout.seconds),
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-c", _drain(pool)]}}},
@@ -143,27 +149,31 @@ def _drain(pool: ModelPool) -> str:
     return _DRAIN.format(seconds=pool.spec.rollout.drain_timeout.seconds, path=DRAIN_SOCKET)
 
 
-def _engine_env(startup_seconds: int) -> list[dict[str, Any]]:
+def _engine_env(spec: ModelPoolSpec, variant: Variant) -> list[dict[str, Any]]:
+    lora = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if spec.model.lora is not None else {}
+    offline = {} if fetches_from_hub(spec, variant) else {"HF_HUB_OFFLINE": "1"}
     return _env(
         {
             "HOME": "/tmp",  # noqa: S108 a volume of the pod
             "HF_HOME": f"{CACHE_DIR}/huggingface",
             "VLLM_CACHE_ROOT": f"{CACHE_DIR}/vllm",
-            "VLLM_ENGINE_READY_TIMEOUT_S": str(startup_seconds),
+            "VLLM_ENGINE_READY_TIMEOUT_S": str(spec.rollout.startup_timeout.seconds),
             "VLLM_HOST_IP": "127.0.0.1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            **offline,
+            **lora,
         }
     )
 
 
 def _engine_probes(startup_seconds: int) -> dict[str, Any]:
-    path = "/-/engine/health"
+    """Ready once it has answered the router's warm-up; alive as long as it is healthy."""
     starts = -(-startup_seconds // STARTUP_PERIOD_S)
     return {
-        "startupProbe": _probe(path, period=STARTUP_PERIOD_S, failures=max(1, starts)),
-        "readinessProbe": _probe(path, period=5, failures=2),
-        "livenessProbe": _probe(path, period=LIVENESS_PERIOD_S, failures=LIVENESS_FAILURES),
+        "startupProbe": _probe("/-/engine/ready", period=STARTUP_PERIOD_S, failures=max(1, starts)),
+        "readinessProbe": _probe("/-/engine/ready", period=5, failures=2),
+        "livenessProbe": _probe("/-/engine/health", period=LIVENESS_PERIOD_S, failures=LIVENESS_FAILURES),
     }
 
 
@@ -198,10 +208,28 @@ def _volumes(pool: ModelPool, variant: Variant) -> list[dict[str, Any]]:
     ]
 
 
+def adapter_claims(spec: ModelPoolSpec, variant: Variant) -> tuple[str, ...]:
+    """The claims that only adapters are read from, sorted: all that of adapters is part of the pods."""
+    adapters = spec.model.lora.adapters if spec.model.lora else ()
+    mounted = {_claim(uri) for _, uri in _checkpoints(spec, variant)}
+    return tuple(sorted({claim for one in adapters if (claim := _claim(one.uri))} - mounted))
+
+
+def _checkpoints(spec: ModelPoolSpec, variant: Variant) -> list[tuple[str, str]]:
+    """The model and the draft: a name for its volume, and where it is."""
+    drafting = spec.engine_of(variant).speculative_decoding
+    return [("image", spec.model_of(variant).uri), ("draft", (drafting and drafting.model) or "")]
+
+
+def _claim(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    return rest.partition("/")[0] if scheme == "pvc" else ""
+
+
 def _model_volumes(pool: ModelPool, variant: Variant) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Volume and mount of each checkpoint that comes in one; a claim that holds both checkpoints is mounted once."""
-    drafting = pool.spec.engine_of(variant).speculative_decoding
-    uris = [("image", pool.spec.model_of(variant).uri), ("draft", (drafting and drafting.model) or "")]
+    """Volume and mount of each checkpoint that comes in one; a claim that holds several is mounted once."""
+    claims = enumerate(adapter_claims(pool.spec, variant))
+    uris = [*_checkpoints(pool.spec, variant), *((f"adapters-{place}", f"pvc://{claim}") for place, claim in claims)]
     found = [pair for name, uri in uris if (pair := _model_volume(name, uri)) is not None]
     return list({pair[1]["mountPath"]: pair for pair in reversed(found)}.values())[::-1]
 
@@ -256,7 +284,7 @@ def _env(values: dict[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def container(template: dict[str, Any], name: str) -> dict[str, Any]:
+def container(template: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A container of a pod template by its name."""
     spec = template.get("spec") or {}
     listed: Sequence[dict[str, Any]] = [*spec.get("containers", ()), *spec.get("initContainers", ())]

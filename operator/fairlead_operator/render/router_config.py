@@ -7,18 +7,20 @@ the policy's conditions.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from fairlead_operator.api.v1alpha1 import CostBudget, ModelPool, ModelPoolSpec, RoutingPolicy
-from fairlead_operator.api.v1alpha1.routingpolicy import Route
+from fairlead_operator.api.v1alpha1.routingpolicy import PoolRef, Route, WeightedPoolRef
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.models import Callers
 from fairlead_operator.decide.rates import PoolCard, wire_card
 from fairlead_operator.decide.replicas import slots_of
+from fairlead_operator.render.engine_args import model_location
 from fairlead_router.contract import (
+    AdapterConfig,
     ApiKey,
     BudgetConfig,
     Endpoint,
@@ -35,6 +37,8 @@ from fairlead_router.contract import (
 )
 
 VERSION_CHARS = 16
+LOADABLE = frozenset({"hf", "pvc"})
+"""Schemes of adapters that a running engine can load: it streams none, and an image is mounted when a pod starts."""
 _DAY_MS = 86_400_000
 WINDOW_MS: Mapping[Period, int] = {
     "Minute": 60_000,
@@ -50,12 +54,17 @@ WINDOW_MS: Mapping[Period, int] = {
 
 @dataclass(frozen=True, slots=True)
 class PoolInput:
-    """A pool and what is known of it beside its spec. ``reported_context``: what its engines say; 0 = unknown."""
+    """A pool and what is known of it beside its spec.
+
+    ``reported_context``: what its engines say; 0 = unknown. ``concurrency``: requests that a replica of a variant
+    should run at once so that the objectives hold, where that is known.
+    """
 
     pool: ModelPool
     card: PoolCard | None = None
     reported_context: int = 0
     cold_start_ms: int = 120_000
+    concurrency: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
@@ -118,7 +127,8 @@ def compile_config(
     compiled = [_policy(one, by_key) for one in sorted(policies, key=lambda one: one.policy.key)]
     config = RouterConfig(
         pools=tuple(_pool(by_key[key]) for key in sorted(by_key)),
-        policies=tuple(one for one in compiled if one.routes),
+        policies=tuple(one for one in compiled if one.routes and not _names_adapters(one)),
+        adapter_policies=tuple(one for one in compiled if one.routes and _names_adapters(one)),
         budgets=tuple(_budget(one) for one in sorted(budgets, key=lambda one: one.budget.key)),
         issuers=tuple(sorted(release.issuers, key=lambda one: (one.issuer, one.audience))),
         keys=tuple(sorted(release.keys, key=lambda one: (one.namespace, one.name))),
@@ -157,19 +167,34 @@ def route_context(route: Route, pools: Sequence[PoolInput]) -> int:
     return min([*bounds, *([route.max_context_tokens] if route.max_context_tokens else [])], default=0)
 
 
-def pools_of(route: Route, namespace: str, pools: Mapping[str, PoolInput]) -> tuple[PoolInput, ...]:
-    """The pools that the route names and that exist; ``pools`` by namespace/name."""
-    keys = (f"{namespace}/{ref.name}" for ref in route.pool_refs)
-    return tuple(pools[key] for key in keys if key in pools)
+def refs_of(route: Route, namespace: str, pools: Mapping[str, PoolInput]) -> tuple[WeightedPoolRef, ...]:
+    """The route's pools that exist and have the adapter that it names; ``pools`` by namespace/name."""
+    return tuple(ref for ref in route.pool_refs if has_adapter(pools.get(f"{namespace}/{ref.name}"), ref))
+
+
+def has_adapter(pool: PoolInput | None, ref: WeightedPoolRef | PoolRef) -> bool:
+    """Whether a reference is to something that can answer."""
+    return pool is not None and (ref.adapter is None or ref.adapter in {one.name for one in adapters_of(pool.pool)})
+
+
+def adapters_of(pool: ModelPool) -> tuple[AdapterConfig, ...]:
+    """The adapters that the pool's engines are to load, by name."""
+    lora = pool.spec.model.lora
+    found = () if lora is None else sorted(lora.adapters, key=lambda one: one.name)
+    return tuple(
+        AdapterConfig(name=one.name, path=model_location(one.uri))
+        for one in found
+        if one.uri.partition("://")[0] in LOADABLE
+    )
 
 
 def fallbacks_of(route: Route, namespace: str, pools: Mapping[str, PoolInput], context: int) -> list[FallbackConfig]:
     """The fallbacks that can take whatever the route takes, ``context`` tokens: they exist and hold as many."""
     named = ((f"{namespace}/{one.pool_ref.name}", one) for one in route.fallbacks)
     return [
-        FallbackConfig(pool=key, when=tuple(sorted(one.when)))
+        FallbackConfig(pool=key, when=tuple(sorted(one.when)), adapter=one.pool_ref.adapter or "")
         for key, one in named
-        if key in pools and pools[key].context >= context > 0
+        if has_adapter(pools.get(key), one.pool_ref) and pools[key].context >= context > 0
     ]
 
 
@@ -183,6 +208,8 @@ def _pool(one: PoolInput) -> PoolConfig:
         cold_start_s=-(-one.cold_start_ms // 1000),
         ttft_ms=ttft_ms,
         tpot_ms=tpot_ms,
+        variant_slots=tuple(sorted(one.concurrency.items())),
+        adapters=adapters_of(one.pool),
     )
 
 
@@ -212,18 +239,24 @@ def _policy(one: PolicyInput, pools: Mapping[str, PoolInput]) -> PolicyConfig:
     )
 
 
+def _names_adapters(policy: PolicyConfig) -> bool:
+    named = [ref.adapter for route in policy.routes for ref in route.pools]
+    return any([*named, *(fallback.adapter for route in policy.routes for fallback in route.fallbacks)])
+
+
 def _by_size(route: RouteConfig) -> tuple[bool, int, str]:
     return (route.max_context_tokens == 0, route.max_context_tokens, route.name)
 
 
 def _route(route: Route, namespace: str, pools: Mapping[str, PoolInput]) -> RouteConfig:
-    weights = {f"{namespace}/{ref.name}": ref.weight for ref in route.pool_refs}
-    found = pools_of(route, namespace, pools)
-    context = route_context(route, found)
+    found = refs_of(route, namespace, pools)
+    context = route_context(route, [pools[f"{namespace}/{ref.name}"] for ref in found])
     return RouteConfig(
         name=route.name,
         max_context_tokens=context,
-        pools=tuple(WeightedPool(pool=one.pool.key, weight=weights[one.pool.key]) for one in found),
+        pools=tuple(
+            WeightedPool(pool=f"{namespace}/{ref.name}", weight=ref.weight, adapter=ref.adapter or "") for ref in found
+        ),
         fallbacks=tuple(fallbacks_of(route, namespace, pools, context)),
         max_wait_ms=route.max_wait.ms,
         max_cold_start_wait_ms=route.max_cold_start_wait.ms,

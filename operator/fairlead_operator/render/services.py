@@ -18,14 +18,17 @@ def pool_headless_service(pool: ModelPool) -> dict[str, Any]:
     return _service(pool, f"{pool.name}-pods", {"clusterIP": "None", "publishNotReadyAddresses": True, "ports": ports})
 
 
-def pool_disruption_budget(pool: ModelPool) -> dict[str, Any]:
-    """One pod at a time for drained nodes. Pods that are not ready may always go: they serve nobody."""
+def pool_disruption_budget(pool: ModelPool, stranded: int = 0) -> dict[str, Any]:
+    """One pod at a time for drained nodes. Pods that are not ready may always go: they serve nobody.
+
+    ``stranded`` pods will not become ready soon: a drain does not wait for them, or it would wait for ever.
+    """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(pool, pool.name, pool_labels(pool.name)),
         "spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": 1 + stranded,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": {LABEL_POOL: pool.name}},
         },

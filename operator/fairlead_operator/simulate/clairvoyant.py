@@ -117,7 +117,7 @@ def tabulate(
 
     def measured(load: float, replicas: int) -> tuple[float, float]:
         drawn = _constant(workload, load * replicas, TABLE_WARM + seconds / replicas, rng)
-        pool = Variant(variant.engine, variant.price_per_hour, 0.0, replicas, replicas)
+        pool = Variant(variant.engine, variant.price_per_hour, 0.0, replicas, replicas, slots=variant.slots)
         policy = _Steady(replicas)
         result = run(drawn, (pool,), objectives, policy, count_from=TABLE_WARM)
         return result.attainment, policy.running / max(1, policy.ticks) / replicas

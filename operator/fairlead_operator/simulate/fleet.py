@@ -1,9 +1,10 @@
 """A fleet of replicas under a workload and a policy, from event to event: arrivals, the policy's ticks, replicas ready.
 
 A replica is off, starting (paid), ready, or draining: paid, sent nothing more, gone when empty. The router sends each
-request to the ready replica with the fewest outstanding tokens by weight, as if it knew the output, and holds it while
-none is ready. A replica is advanced only where its state matters, so that an arrival costs one comparison for each that
-is in the midst of a step. Compiled for speed; runs uncompiled as well.
+request to the ready replica with the fewest outstanding tokens by weight, as if it knew the output, lets it wait while
+all run as many as they should, and holds it while none is ready. A replica is advanced only where its state matters, so
+that an arrival costs one comparison for each that is in the midst of a step. Compiled for speed; runs uncompiled as
+well.
 """
 
 import math
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fairlead_operator.performance.replica import BLOCK_TOKENS, NO_BLOCKS, Replica, Request
+from fairlead_operator.performance.routing import UNBOUNDED, Place, Router
 from fairlead_operator.performance.step import Objectives
 from fairlead_operator.simulate.model import Minute, Result, Variant, Workload
 from fairlead_operator.simulate.policy import Policy, Recent, View
@@ -53,19 +55,19 @@ class Latencies:
         return 0.0
 
 
-class Member:
+class Member(Place):
     """A replica of the fleet: what it is paid for, since when, and when it is ready and drains."""
 
-    __slots__ = ("born", "drained_from", "inverse_weight", "price", "ready_at", "replica", "variant")
+    __slots__ = ("born", "drained_from", "price", "ready_at", "variant")
 
     def __init__(self, variant: int, kind: Variant, born: float, ready_at: float) -> None:
+        slots = UNBOUNDED if kind.slots is None else kind.slots
+        super().__init__(Replica(kind.engine, ready_at), 1.0 / kind.weight, slots)
         self.variant = variant
         self.price = kind.price_per_hour
-        self.inverse_weight = 1.0 / kind.weight
         self.born = born
         self.ready_at = ready_at
         self.drained_from = math.inf
-        self.replica = Replica(kind.engine, ready_at)
 
 
 class Since:
@@ -140,7 +142,7 @@ class Fleet:
     """The state between two events. ``ready`` is in the order of becoming so, ``starting`` of being started."""
 
     __slots__ = (
-        "accounts", "cold_starts", "draining", "held", "next_ready", "ready", "recent", "since", "starting",
+        "accounts", "cold_starts", "draining", "held", "next_ready", "ready", "recent", "router", "since", "starting",
         "tpot_limit", "ttft_limit", "variants", "wanted",
     )  # fmt: skip
 
@@ -156,6 +158,7 @@ class Fleet:
         self.starting: list[Member] = []
         self.draining: list[Member] = []
         self.held: deque[Request] = deque()
+        self.router = Router(self.ttft_limit)
         self.since = Since()
         self.recent: deque[tuple[float, list[float], list[float]]] = deque()
         self.next_ready = math.inf
@@ -181,33 +184,17 @@ class Fleet:
             self.held.append(request)
 
     def route(self, request: Request, now: float) -> None:
-        """To the ready replica with the fewest outstanding tokens; the one ready for longest of equals."""
-        best: Replica | None = None
-        least = math.inf
-        for member in self.ready:
-            replica = member.replica
-            if replica.end < now:
-                replica.advance(now)
-            load = replica.outstanding * member.inverse_weight
-            if load < least:
-                best = replica
-                least = load
-        if best is not None and not best.fits(request):
-            best = self.roomier(request)
-        if best is None:
+        """To the ready replica with the fewest outstanding tokens, or into the router's line."""
+        if not self.router.arrive(request, now, self.ready):
             self.refuse(request)
-        else:
-            best.push(request, now)
 
-    def roomier(self, request: Request) -> Replica | None:
-        """The least loaded of those whose KV cache holds the request."""
-        able = [member for member in self.ready if member.replica.fits(request)]
-        if not able:
-            return None
-        return min(able, key=lambda member: member.replica.outstanding * member.inverse_weight).replica
+    def give(self, now: float) -> None:
+        """Let those that wait at the router have the slots that are free by now."""
+        for request in self.router.give(now, self.ready):
+            self.refuse(request)
 
     def refuse(self, request: Request) -> None:
-        """Answer with an error: it is larger than any KV cache."""
+        """Answer with an error: it is larger than any KV cache, or has waited too long."""
         accounts = self.accounts
         accounts.minute_missed[self.minute_of(request)] += 1
         if request.arrival >= accounts.since:
@@ -226,6 +213,7 @@ class Fleet:
             request = self.held.popleft()
             request.released = now
             self.route(request, now)
+        self.give(now)
 
     def collect(self, now: float) -> None:
         """Bring every replica to the present, judge what has finished, and let go of those drained."""
@@ -295,7 +283,7 @@ class Fleet:
         self.since = Since()
         replicas = [member.replica for member in ready]
         serving = replicas + [member.replica for member in self.draining]
-        waiting_tokens = sum(request.prompt for request in self.held)
+        waiting_tokens = sum(request.prompt for request in (*self.held, *self.router.unfinished()))
         return View(
             now=now,
             ready=self.by_variant(self.ready),
@@ -316,7 +304,7 @@ class Fleet:
             prompt_tokens=since.prompt_tokens,
             output_tokens=since.output_tokens,
             running=sum(replica.running for replica in serving),
-            waiting=sum(len(replica.waiting) for replica in serving),
+            waiting=sum(len(replica.waiting) for replica in serving) + self.router.waiting(),
             held=len(self.held),
             waiting_tokens=waiting_tokens + sum(replica.tokens_to_compute() for replica in serving),
             kv_use=tuple(replica.kv_tokens_used(now) / replica.kv_tokens for replica in replicas),
@@ -377,6 +365,9 @@ class Fleet:
 
     def tick(self, policy: Policy, now: float) -> None:
         """Collect, ask the policy, do it."""
+        for request in self.router.expired(now):
+            self.since.finished += 1
+            self.refuse(request)
         self.collect(now)
         self.scale(policy.desired(self.view(now)), now)
         accounts = self.accounts
@@ -387,7 +378,7 @@ class Fleet:
 
     def busy(self) -> bool:
         """Whether any request is on its way."""
-        if self.held:
+        if self.held or self.router.waiting():
             return True
         return any(member.replica.outstanding for member in self.ready + self.draining)
 
@@ -429,13 +420,16 @@ def run(
 
 
 def _drive(fleet: Fleet, workload: Workload, policy: Policy) -> None:
-    """From event to event; of two at one time a replica becomes ready first, then the policy ticks."""
+    """From event to event; of those at one time a replica becomes ready first, then the policy ticks."""
     number = 0
     arrival = _arrival(workload, 0, 0.0)
     interval = policy.interval
     tick = interval
     while True:
-        if arrival < tick and arrival < fleet.next_ready:
+        free = fleet.router.free_at(fleet.ready)
+        if free <= arrival and free < tick and free < fleet.next_ready:
+            fleet.give(free)
+        elif arrival < tick and arrival < fleet.next_ready:
             fleet.arrive(_request(workload, number), arrival)
             number += 1
             arrival = _arrival(workload, number, arrival)
@@ -478,7 +472,7 @@ def _request(workload: Workload, number: int) -> Request:
 def _close(fleet: Fleet) -> None:
     """Count the requests that have not finished as missed, and pay for the replicas that are still there."""
     accounts = fleet.accounts
-    unfinished = list(fleet.held)
+    unfinished = [*fleet.held, *fleet.router.unfinished()]
     for member in fleet.ready + fleet.draining + fleet.starting:
         accounts.pay(member, accounts.until)
         unfinished.extend(member.replica.unfinished())

@@ -28,7 +28,8 @@ class Variant:
 
     ``price_per_hour`` is in USD per replica, ``cold_start`` in seconds, varied evenly by ``cold_start_spread`` of it
     either way. ``initial`` replicas are ready at the start (None = the minimum). ``weight`` is its capacity beside the
-    other variants': the router sends to the replica with the fewest outstanding tokens by weight.
+    other variants': the router sends to the replica with the fewest outstanding tokens by weight. The router keeps
+    requests back that a replica would run beyond its ``slots``; None = it sends them all on.
     """
 
     engine: Engine
@@ -39,6 +40,7 @@ class Variant:
     initial: int | None = None
     weight: float = 1.0
     cold_start_spread: float = 0.0
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         initial = self.minimum if self.initial is None else self.initial
@@ -50,6 +52,8 @@ class Variant:
             raise ValueError(
                 f"a variant's price is {self.price_per_hour}, its weight {self.weight}: give at least 0, above 0"
             )
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"a variant's replicas run {self.slots} requests at once: give at least 1")
         if not (0 <= self.cold_start < math.inf and 0 <= self.cold_start_spread <= 1):
             raise ValueError(
                 f"a cold start is {self.cold_start} s, spread by {self.cold_start_spread}: give seconds, 0 to 1"
@@ -72,9 +76,9 @@ class Result:
 
     ``requests`` are all that arrived. ``held`` of them waited at the gateway because nothing was ready; their time to
     the first token counts from the moment a replica was. ``unfinished`` and ``refused`` (larger than a replica's KV
-    cache) have missed. ``attainment`` (0..1) is the share that met all objectives, ``attainment_rest`` that of those
-    not held.
-    ``dollars_starting`` of the dollars were paid for replicas while they started.
+    cache, or left waiting too long) have missed. ``attainment`` (0..1) is the share that met all objectives,
+    ``attainment_rest`` that of those not held. ``dollars_starting`` of the dollars were paid for replicas while they
+    started.
     """
 
     requests: int

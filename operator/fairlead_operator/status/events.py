@@ -7,13 +7,13 @@ from typing import Any, Literal
 from fairlead_operator.api.v1alpha1 import BudgetCondition, EventReason, PolicyCondition, PoolCondition, Reason
 from fairlead_operator.api.v1alpha1.costbudget import STRENGTH
 from fairlead_operator.decide.actions import Standing, changes, increase_used, standing
-from fairlead_operator.decide.facts import PodFact
+from fairlead_operator.decide.facts import NodeFact, PodFact, time_ms
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.replicas import Decision, cost_text, price_text
 from fairlead_operator.decide.variants import VariantOption, change_text
 from fairlead_operator.status.conditions import find
 from fairlead_operator.status.costbudget import BudgetView
-from fairlead_operator.status.pods import pod_text
+from fairlead_operator.status.pods import pod_text, reclaim_text, taken_text
 from fairlead_operator.units import format_duration
 
 
@@ -82,6 +82,20 @@ def events_of_pods(pods: Iterable[PodFact]) -> tuple[Event, ...]:
         Event("Warning", EventReason.REPLICA_TROUBLED, pod_text(pod), key, {"pod": pod.key})
         for key, pod in first.items()
     )
+
+
+def events_of_taken(pods: Iterable[PodFact]) -> tuple[Event, ...]:
+    """Pods that somebody took away: evicted, preempted, refused by their node."""
+    return tuple(
+        Event("Warning", EventReason.REPLICA_TAKEN, taken_text(pod), pod.name, {"pod": pod.key}) for pod in pods
+    )
+
+
+def events_of_reclaimed(pods: Iterable[PodFact], nodes: Mapping[str, NodeFact]) -> tuple[Event, ...]:
+    """Pods that were replaced because their nodes are about to go."""
+    reason = EventReason.REPLICA_RECLAIMED
+    texts = [(pod, reclaim_text(pod, nodes[pod.node].notice)) for pod in pods if pod.node in nodes]
+    return tuple(Event("Normal", reason, text, pod.name, {"pod": pod.key}) for pod, text in texts)
 
 
 def events_of_modelpool(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
@@ -247,9 +261,17 @@ def _rollout_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Eve
     if now.get("reason") == Reason.ROLLING_OUT:
         return (Event("Normal", EventReason.ROLLOUT_STARTED, message),)
     if now.get("reason") == Reason.COMPLETE and before.get("reason") == Reason.ROLLING_OUT:
-        return (Event("Normal", EventReason.ROLLOUT_FINISHED, message),)
-    stuck = now.get("reason") in {Reason.STARTUP_TIMED_OUT, Reason.NO_CAPACITY_FOR_SURGE}
+        return (Event("Normal", EventReason.ROLLOUT_FINISHED, f"{message} It took {_between(before, now)}."),)
+    if now.get("reason") == Reason.UNDONE:
+        return (Event("Normal", EventReason.ROLLOUT_UNDONE, message),)
+    stuck = now.get("reason") in {Reason.STARTUP_TIMED_OUT, Reason.NO_CAPACITY_FOR_SURGE, Reason.ROLLED_BACK}
     return _warning(now, str(now["reason"])) if stuck else ()
+
+
+def _between(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The time from one flip of a condition to the next."""
+    start, end = (time_ms(str(one.get("lastTransitionTime", ""))) or 0 for one in (before, now))
+    return format_duration(max(0, end - start))
 
 
 def _turned(old: Mapping[str, Any], new: Mapping[str, Any], kind: str, status: str) -> Mapping[str, Any]:

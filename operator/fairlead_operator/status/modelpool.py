@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason, Variant
+from fairlead_operator.decide import replicas
 from fairlead_operator.decide.facts import PodFact, clock_text, time_text
 from fairlead_operator.decide.placement import NoRoom
 from fairlead_operator.decide.pricing import MILLI, VariantPrice, hardware_of
 from fairlead_operator.decide.problems import Problem, errors
 from fairlead_operator.decide.rates import PoolCard, source_word
-from fairlead_operator.decide.replicas import Decision, missing_text, price_text
+from fairlead_operator.decide.replicas import missing_text, price_text
+from fairlead_operator.decide.rollout import Decision, progress_of
 from fairlead_operator.decide.signals import Load
 from fairlead_operator.render.deployment import TemplatePlan
 from fairlead_operator.render.objects import pool_selector
 from fairlead_operator.status.conditions import Finding, accepted, all_true, merge
-from fairlead_operator.status.pods import Rollout, rollout_of, serving, trouble_text
+from fairlead_operator.status.pods import refusal_text, serving, trouble_text
+from fairlead_operator.status.rollout import RolloutView, progressing_finding, up_to_date_finding
 from fairlead_operator.units import format_duration, format_latency, format_usd
 
 SCALING_SHOWN = 5
@@ -40,21 +43,25 @@ LONGEST_LATENCY_MS = 99_999_000
 class PoolView:
     """Everything that a pool's status is made from.
 
-    ``prices``, ``plans`` and ``deployments`` are by variant; ``pods`` are the pool's live ones. Latencies are 0 and
-    ``cost_per_thousand`` (nano-USD) is ``None`` without data. ``seeded`` says that the price list has all that a rate
-    card is cut from; without a ``card`` it is then the ledger that has none yet. ``capacity`` is a clause on what
-    the card's tokens per second are, empty if there is nothing to say. ``awaited``: OpenCost has still to be heard.
-    ``attainment_percent`` is ``None`` without a judged request. ``second_writer`` says who else writes the number of
-    replicas, empty if nobody does. ``full`` are the variants whose pods find no node. ``latency`` says why objectives
-    of latency are not decided by yet, empty if they are or there are none.
+    ``prices``, ``plans`` and ``deployments`` are by variant, ``pod_prices`` (nano-USD an hour) by namespace/name;
+    ``pods`` are the pool's live ones. Latencies are 0 and ``cost_per_thousand`` (nano-USD) is ``None`` without data.
+    ``seeded`` says that the price list has all that a rate card is cut from; without a ``card`` it is then the ledger
+    that has none yet. ``capacity`` is a clause on what the card's tokens per second are, empty if there is nothing to
+    say. ``awaited``: OpenCost has still to be heard. ``attainment_percent`` is ``None`` without a judged request.
+    ``second_writer`` says who else writes the number of replicas, empty if nobody does. ``full`` are the variants whose
+    pods find no node. ``latency`` says why objectives of latency are not decided by yet, empty if they are or there are
+    none. ``revisions`` is what was decided about pod templates. ``fit`` is what is not known about whether the model
+    fits, empty if nothing.
+    ``adapters`` are the status' own; ``adapter_trouble`` says why one of them is not loaded, empty if all are.
     """
 
     pool: ModelPool
-    decision: Decision
+    decision: replicas.Decision
     load: Load
     pods: tuple[PodFact, ...]
     problems: tuple[Problem, ...] = ()
     prices: Mapping[str, VariantPrice] = field(default_factory=dict)
+    pod_prices: Mapping[str, int | None] = field(default_factory=dict)
     plans: Mapping[str, TemplatePlan] = field(default_factory=dict)
     deployments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     card: PoolCard | None = None
@@ -69,6 +76,10 @@ class PoolView:
     second_writer: str = ""
     full: Mapping[str, NoRoom] = field(default_factory=dict)
     latency: str = ""
+    revisions: Decision = field(default_factory=Decision)
+    fit: str = ""
+    adapters: Sequence[Mapping[str, Any]] = ()
+    adapter_trouble: str = ""
 
     @property
     def ready(self) -> int:
@@ -76,9 +87,16 @@ class PoolView:
         return serving(self.pods)
 
     @property
-    def rollouts(self) -> tuple[Rollout, ...]:
-        """How far each variant's Deployment is."""
-        return tuple(rollout_of(self.deployments[name]) for name in sorted(self.deployments))
+    def refusal(self) -> str:
+        """Why the API server takes no more pods, if fewer exist than are wanted."""
+        said = [refusal_text(body) for _, body in sorted(self.deployments.items())]
+        return next((text for text in said if text), "") if len(self.pods) < self.decision.replicas else ""
+
+    @property
+    def rollout(self) -> RolloutView:
+        """What is said of rollouts."""
+        progress = [progress_of(self.deployments[name]) for name in sorted(self.deployments)]
+        return RolloutView(self.pool, self.pods, progress, self.revisions, self.plans)
 
 
 def modelpool_status(view: PoolView, old: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
@@ -101,6 +119,7 @@ def modelpool_status(view: PoolView, old: Mapping[str, Any], now_ms: int) -> dic
         **_present("rate", _rate(view.card, old.get("rate") or {}, now_ms)),
         "scaling": _scaling(view.decision, old.get("scaling") or (), now_ms),
         "variants": [_variant(view, variant) for variant in view.pool.spec.variants],
+        **({"adapters": list(view.adapters)} if view.adapters else {}),
     }
 
 
@@ -112,8 +131,8 @@ def findings(view: PoolView, now_ms: int) -> list[Finding]:
         ready,
         taken,
         available,
-        progressing_finding(view, now_ms),
-        up_to_date_finding(view),
+        progressing_finding(view.rollout, now_ms),
+        up_to_date_finding(view.rollout),
         scaling_active_finding(view, now_ms),
         scaling_limited_finding(view, now_ms),
         price_known_finding(view),
@@ -129,51 +148,26 @@ def accepted_finding(view: PoolView) -> Finding:
         return Finding(refused.type, refused.status, refused.reason, refused.message + kept)
     loose = _unpinned(view.pool)
     if loose:
-        text = f"No revision is set for {loose}: each new pod loads the source's head of its own time."
-        return Finding(PoolCondition.ACCEPTED, "True", Reason.REVISION_NOT_PINNED, text)
-    return accepted(PoolCondition.ACCEPTED, (), "The spec can be run as it is written.")
+        text = f"No revision is set for {loose}: each new pod loads the source's head of its own time. {view.fit}"
+        return Finding(PoolCondition.ACCEPTED, "True", Reason.REVISION_NOT_PINNED, text.rstrip())
+    return accepted(PoolCondition.ACCEPTED, (), f"The spec can be run as it is written. {view.fit}".rstrip())
 
 
 def available_finding(view: PoolView, now_ms: int) -> Finding:
     """Whether the pool answers, or is at zero on purpose."""
     wanted, ready = view.decision.replicas, view.ready
     count = f"{ready} of {wanted} {'replica is' if wanted == 1 else 'replicas are'} ready."
-    trouble = trouble_text(view.pods, now_ms)
-    text = f"{count} {trouble}" if trouble and ready < wanted else count
+    trouble = [trouble_text(view.pods, now_ms), view.refusal] if ready < wanted else []
+    text = " ".join(part for part in (count, *trouble, view.adapter_trouble) if part)
     if wanted == 0 and ready == 0:
         return Finding(PoolCondition.AVAILABLE, "True", Reason.SCALED_TO_ZERO, _zero_text(view))
     if ready > 0:
         return Finding(PoolCondition.AVAILABLE, "True", Reason.REPLICAS_READY, text)
-    stuck = any(pod.trouble is not None for pod in view.pods) or any(one.overdue for one in view.rollouts)
+    stuck = any(pod.trouble is not None for pod in view.pods) or any(one.overdue for one in view.rollout.progress)
     if stuck or errors(view.problems):
         return Finding(PoolCondition.AVAILABLE, "False", Reason.REPLICAS_MISSING, text)
     usual = f" A start usually takes {_duration(view.cold_start_ms)}." if view.cold_start_ms else ""
     return Finding(PoolCondition.AVAILABLE, "False", Reason.STARTING, text + usual)
-
-
-def progressing_finding(view: PoolView, now_ms: int) -> Finding:
-    """Whether a rollout is under way, and what stops it."""
-    running = [one for one in view.rollouts if one.running]
-    overdue = next((one for one in view.rollouts if one.overdue), None)
-    if overdue is not None:
-        return _overdue(view, overdue, now_ms)
-    if running:
-        parts = [f"variant {one.variant}: {one.updated} of {one.wanted} pods run the new template" for one in running]
-        surge = view.pool.spec.rollout.max_surge
-        pace = f"{surge} more at a time" if surge else f"{view.pool.spec.rollout.max_unavailable} fewer at a time"
-        text = f"{'; '.join(parts)}, {pace}."
-        return Finding(PoolCondition.PROGRESSING, "True", Reason.ROLLING_OUT, text[0].upper() + text[1:])
-    return Finding(PoolCondition.PROGRESSING, "False", Reason.COMPLETE, "All pods run the present template.")
-
-
-def up_to_date_finding(view: PoolView) -> Finding:
-    """Whether the pods run what this release would render."""
-    stale = [plan.stale for _, plan in sorted(view.plans.items()) if plan.stale]
-    if not stale:
-        text = "The pods run what this release renders."
-        return Finding(PoolCondition.UP_TO_DATE, "True", Reason.UP_TO_DATE, text)
-    remedy = "They go on as they are; to restart them, change an annotation in spec.podTemplate.metadata.annotations."
-    return Finding(PoolCondition.UP_TO_DATE, "False", Reason.RESTART_PENDING, f"{' '.join(stale)} {remedy}")
 
 
 def scaling_active_finding(view: PoolView, now_ms: int) -> Finding:
@@ -208,6 +202,9 @@ def scaling_limited_finding(view: PoolView, now_ms: int) -> Finding:
     if view.full:
         text = " ".join(_full_text(name, one) for name, one in sorted(view.full.items()))
         return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, text)
+    if view.refusal:
+        wanted = f"Wants {decision.replicas} {_replica_word(decision.replicas)}, has {view.ready}"
+        return Finding(PoolCondition.SCALING_LIMITED, "True", Reason.NO_CAPACITY, f"{wanted}: {view.refusal}")
     unplaced = [pod for pod in view.pods if pod.trouble is not None and pod.trouble.kind == "Pending"]
     if unplaced:
         wanted = f"Wants {decision.replicas} {_replica_word(decision.replicas)}, has {view.ready}"
@@ -250,18 +247,6 @@ def price_known_finding(view: PoolView) -> Finding:
     return Finding(PoolCondition.PRICE_KNOWN, "True", Reason.PRICED, f"{text}.")
 
 
-def _overdue(view: PoolView, overdue: Rollout, now_ms: int) -> Finding:
-    pods = [pod for pod in view.pods if pod.variant == overdue.variant]
-    trouble = trouble_text(pods, now_ms) or "No pod says why."
-    limit = view.pool.spec.rollout.startup_timeout
-    text = f"Variant {overdue.variant}: no progress within startupTimeout ({limit}). {trouble}"
-    unplaced = any(pod.trouble is not None and pod.trouble.kind == "Pending" for pod in pods)
-    if overdue.running and unplaced:
-        remedy = "Set rollout.maxSurge to 0 and maxUnavailable to 1, or add a node."
-        return Finding(PoolCondition.PROGRESSING, "False", Reason.NO_CAPACITY_FOR_SURGE, f"{text} {remedy}")
-    return Finding(PoolCondition.PROGRESSING, "False", Reason.STARTUP_TIMED_OUT, text)
-
-
 def _unpinned(pool: ModelPool) -> str:
     sources = [pool.spec.model_of(variant) for variant in pool.spec.variants]
     loose = {source.uri for source in sources if source.revision is None and source.uri.startswith("hf://")}
@@ -277,15 +262,17 @@ def _zero_text(view: PoolView) -> str:
 
 def _cost_per_hour(view: PoolView) -> int | None:
     """What the pods that hold a node cost, those that end too; ``None`` when one of them has no price."""
-    total = 0
-    for pod in view.pods:
-        if not pod.node:
-            continue
-        price = view.prices.get(pod.variant)
-        if price is None or price.replica is None:
-            return None
-        total += price.replica
-    return total
+    prices = [_pod_price(view, pod) for pod in view.pods if pod.node]
+    known = [price for price in prices if price is not None]
+    return sum(known) if len(known) == len(prices) else None
+
+
+def _pod_price(view: PoolView, pod: PodFact) -> int | None:
+    """By the node that it runs on: spot and on-demand nodes may serve one variant."""
+    if pod.key in view.pod_prices:
+        return view.pod_prices[pod.key]
+    price = view.prices.get(pod.variant)
+    return None if price is None else price.replica
 
 
 def _service(view: PoolView) -> dict[str, Any]:
@@ -318,7 +305,7 @@ def _rate(card: PoolCard | None, old: Mapping[str, Any], now_ms: int) -> dict[st
     }
 
 
-def _scaling(decision: Decision, old: Sequence[Mapping[str, Any]], now_ms: int) -> list[dict[str, Any]]:
+def _scaling(decision: replicas.Decision, old: Sequence[Mapping[str, Any]], now_ms: int) -> list[dict[str, Any]]:
     """The last decisions, newest first; one that is tried again after an error is the same decision."""
     kept = [dict(item) for item in old]
     if not decision.changed:
@@ -352,7 +339,7 @@ def _variant(view: PoolView, variant: Variant) -> dict[str, Any]:
         **_present("pricePerAcceleratorHour", _money(price.accelerator) if price is not None and known else None),
         **_present("priceSource", price.source if price is not None and known else None),
         **_present("image", (plan.engine_image or None) if plan else None),
-        **_present("revision", view.pool.spec.model_of(variant).revision),
+        **_present("revision", (plan.checkpoint_revision or None) if plan else None),
     }
 
 

@@ -1,43 +1,15 @@
-"""What keeps pods from serving, and how far a rollout is, in words."""
+"""What keeps pods from serving, in words."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from fairlead_operator.decide.facts import LABEL_VARIANT, PodFact
+from fairlead_operator.decide.facts import PodFact, clock_text
 from fairlead_operator.units import format_duration
 
-DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 PODS_SHOWN = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """How far a variant's Deployment is: pods of the new template, of all that exist."""
-
-    variant: str
-    wanted: int
-    existing: int
-    updated: int
-    overdue: bool
-
-    @property
-    def running(self) -> bool:
-        """Whether pods of an older template are still there."""
-        return self.existing > self.updated
-
-
-def rollout_of(deployment: Mapping[str, Any]) -> Rollout:
-    """What a live Deployment's status says."""
-    spec, status = deployment.get("spec") or {}, deployment.get("status") or {}
-    conditions = status.get("conditions") or ()
-    return Rollout(
-        variant=str(((deployment.get("metadata") or {}).get("labels") or {}).get(LABEL_VARIANT, "")),
-        wanted=int(spec.get("replicas") or 0),
-        existing=int(status.get("replicas") or 0),
-        updated=int(status.get("updatedReplicas") or 0),
-        overdue=any(item.get("reason") == DEADLINE_EXCEEDED for item in conditions),
-    )
+_QUOTA = re.compile(r"exceeded quota: ([^,]+), requested: (\S+), used: (\S+), limited: (\S+)")
+"""What the API server's quota plugin says; each list is ``name=amount,name=amount``."""
 
 
 def serving(pods: Sequence[PodFact]) -> int:
@@ -48,7 +20,7 @@ def serving(pods: Sequence[PodFact]) -> int:
 def trouble_text(pods: Sequence[PodFact], now_ms: int) -> str:
     """Why pods are not ready: what is wrong with the first ones, else since when they have been starting."""
     waiting = [pod for pod in pods if not pod.ready and not pod.terminating]
-    troubled = [pod for pod in waiting if pod.trouble is not None]
+    troubled = [pod for pod in waiting if pod_text(pod)]
     if troubled:
         shown = " ".join(pod_text(pod) for pod in troubled[:PODS_SHOWN])
         more = len(troubled) - PODS_SHOWN
@@ -61,10 +33,11 @@ def trouble_text(pods: Sequence[PodFact], now_ms: int) -> str:
 
 
 def pod_text(pod: PodFact) -> str:
-    """One pod's trouble as a sentence that names the pod."""
+    """One pod's trouble as a sentence that names the pod; empty if it has none."""
     trouble = pod.trouble
     if trouble is None:
-        return ""
+        since = "" if pod.unready_ms is None else clock_text(pod.unready_ms)
+        return f"Pod {pod.name} has not been ready since {since}." if since and not pod.ready else ""
     ended = f"container {trouble.container} ended {_times(pod.restarts)} ({trouble.message})"
     words = {
         "Pending": f"has no node: {trouble.message}",
@@ -72,8 +45,41 @@ def pod_text(pod: PodFact) -> str:
         "CrashLoop": ended,
         "Exited": ended,
         "Config": f"container {trouble.container} cannot be made: {trouble.message}",
+        "NodeLost": f"is lost: its node {pod.node} {trouble.message}",
     }
     return f"Pod {pod.name} {words[trouble.kind].rstrip('.')}."
+
+
+def taken_text(pod: PodFact) -> str:
+    """A pod that somebody takes away, as a sentence."""
+    place = f" from node {pod.node}" if pod.node else ""
+    return f"Pod {pod.name} is taken{place}: {pod.taken.rstrip('.')}."
+
+
+def reclaim_text(pod: PodFact, notice: str) -> str:
+    """A pod that is replaced because its node is about to go, as a sentence; ``notice`` is the node's."""
+    return f"Node {pod.node} is about to go ({notice}): pod {pod.name} drains, another one starts elsewhere."
+
+
+def refusal_text(deployment: Mapping[str, Any]) -> str:
+    """Why the API server takes no more pods of a Deployment (a quota, an admission webhook); empty if it does."""
+    conditions = (deployment.get("status") or {}).get("conditions") or ()
+    failed: Mapping[str, Any] = next((one for one in conditions if one.get("type") == "ReplicaFailure"), {})
+    if failed.get("status") != "True":
+        return ""
+    message = str(failed.get("message") or failed.get("reason") or "")
+    over = _QUOTA.search(message)
+    if over is None:
+        return f"The API server refuses more pods: {message.rstrip('.')}."
+    quota, requested, used, limited = over.groups()
+    name = next(iter(_amounts(requested)), "")
+    amounts = f"{_amounts(limited).get(name, '?')} {name.removeprefix('requests.')} and {_amounts(used).get(name, '?')}"
+    return f"ResourceQuota {quota} allows {amounts} are used."
+
+
+def _amounts(text: str) -> dict[str, str]:
+    """``requests.nvidia.com/gpu=1,pods=3`` by name."""
+    return {name: amount for part in text.split(",") for name, _, amount in [part.strip().partition("=")] if amount}
 
 
 def _times(restarts: int) -> str:

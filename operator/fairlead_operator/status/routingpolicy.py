@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import PolicyCondition, Reason, RoutingPolicy
-from fairlead_operator.api.v1alpha1.routingpolicy import Route
+from fairlead_operator.api.v1alpha1.routingpolicy import PoolRef, Route, WeightedPoolRef
 from fairlead_operator.decide.models import Callers
 from fairlead_operator.decide.problems import Problem
-from fairlead_operator.render.router_config import PoolInput, route_context
+from fairlead_operator.render.router_config import PoolInput, has_adapter, route_context
 from fairlead_operator.status.conditions import Finding, accepted, all_true, merge, problem_text
+
+_CORRECT = "Add it to the pool's spec.model.lora.adapters, or correct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,9 @@ def _route_problems(view: PolicyView, route: Route) -> Iterable[Problem]:
                 "The route goes without it. Create it, or correct poolRefs."
             )
             yield Problem(Reason.POOL_NOT_FOUND, text)
+        elif not has_adapter(pool, ref):
+            text = f"Route {route.name} names {_adapter(pool, ref)} The route goes without it. {_CORRECT} poolRefs."
+            yield Problem(Reason.ADAPTER_NOT_FOUND, text)
         elif pool.context and (route.max_context_tokens or 0) > pool.context:
             text = (
                 f"Route {route.name} takes {route.max_context_tokens} tokens, pool {ref.name} holds {pool.context}. "
@@ -107,14 +112,17 @@ def _route_problems(view: PolicyView, route: Route) -> Iterable[Problem]:
 
 def _fallback_problems(view: PolicyView, route: Route) -> Iterable[Problem]:
     context = _context(view, route)
-    for name in _fallbacks(route):
-        pool = view.pools.get(name)
+    for ref in _fallbacks(route):
+        name, pool = ref.name, view.pools.get(ref.name)
         if pool is None:
             text = (
                 f"Route {route.name} falls back to pool {name}, and namespace {view.policy.namespace} has no such "
                 "ModelPool. The route goes without it. Create it, or correct fallbacks."
             )
             yield Problem(Reason.POOL_NOT_FOUND, text)
+        elif not has_adapter(pool, ref):
+            text = f"Route {route.name} falls back to {_adapter(pool, ref)} The route goes without it. "
+            yield Problem(Reason.ADAPTER_NOT_FOUND, f"{text}{_CORRECT} fallbacks.")
         elif 0 < pool.context < context:
             text = (
                 f"Route {route.name} takes {context} tokens, its fallback pool {name} holds {pool.context}. "
@@ -134,7 +142,8 @@ def _context_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
 
 
 def _fallback_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
-    for name in _fallbacks(route):
+    for ref in _fallbacks(route):
+        name = ref.name
         if not view.pools[name].context:
             text = (
                 f"Route {route.name} goes without its fallback pool {name}: the pool sets no engine.maxContextTokens "
@@ -143,12 +152,33 @@ def _fallback_unknown(view: PolicyView, route: Route) -> Iterable[Problem]:
             yield Problem(Reason.CONTEXT_UNKNOWN, text)
 
 
-def _fallbacks(route: Route) -> list[str]:
-    return sorted({fallback.pool_ref.name for fallback in route.fallbacks})
+def _fallbacks(route: Route) -> list[PoolRef]:
+    """Each once, by name."""
+    refs = {(one.pool_ref.name, one.pool_ref.adapter or ""): one.pool_ref for one in route.fallbacks}
+    return [ref for _, ref in sorted(refs.items())]
+
+
+def _adapter(pool: PoolInput, ref: WeightedPoolRef | PoolRef) -> str:
+    """An adapter that the pool does not have, and which it has."""
+    lora = pool.pool.spec.model.lora
+    names = [one.name for one in lora.adapters] if lora is not None else []
+    if ref.adapter in names:
+        return f"adapter {ref.adapter} of pool {ref.name}, which is not accepted: see ModelPool {ref.name}."
+    has = f"has {', '.join(sorted(names))}" if names else "has none"
+    return f"adapter {ref.adapter}, and pool {ref.name} has no such adapter: spec.model.lora {has}."
+
+
+def _ready(view: PolicyView, ref: WeightedPoolRef) -> int:
+    """Replicas that answer for the reference: those of an adapter are counted by the pool's status."""
+    ready, pool = view.ready.get(ref.name, 0), view.pools.get(ref.name)
+    if ref.adapter is None or pool is None:
+        return ready
+    loaded = {one.name: one.ready_replicas for one in pool.pool.status.adapters}
+    return min(ready, loaded.get(ref.adapter, 0))
 
 
 def _context(view: PolicyView, route: Route) -> int:
-    found = [view.pools[ref.name] for ref in route.pool_refs if ref.name in view.pools]
+    found = [view.pools[ref.name] for ref in route.pool_refs if has_adapter(view.pools.get(ref.name), ref)]
     return route_context(route, found) if found else 0
 
 
@@ -157,5 +187,5 @@ def _route(view: PolicyView, route: Route) -> dict[str, Any]:
     return {
         "name": route.name,
         **({"maxContextTokens": context} if context else {}),
-        "readyReplicas": sum(view.ready.get(ref.name, 0) for ref in route.pool_refs),
+        "readyReplicas": sum(_ready(view, ref) for ref in route.pool_refs),
     }

@@ -37,6 +37,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cold", default="", help="cold starts of S1-S3 in seconds (default 30,120,300)")
     parser.add_argument("--baselines", default="", help=f"all, or some of {','.join(BASELINES)}; on the first seed")
     parser.add_argument("--slice", action="store_true", help="two hours of S3, S8, and two baselines")
+    parser.add_argument("--plain-router", action="store_true", help="one that sends all requests on to the replicas")
     parser.add_argument("--rate-scale", type=float, default=1.0, help="multiply the rates: a quick look at 0.1")
     parser.add_argument("--plots", type=Path, help="write SVG plots of the first seed into this folder")
     parser.add_argument("--schedule", type=Path, help="write replicas by minute as CSV into this file")
@@ -49,7 +50,7 @@ def cases(asked: argparse.Namespace) -> list[Case]:
     """What is to be run, the clairvoyant schedules first."""
     names = _words(asked.scenarios) or (SLICED if asked.slice else DEFAULT)
     seeds = [int(seed) for seed in _words(asked.seeds)] or ([1] if asked.slice else list(SEEDS))
-    first = Case("", CLAIRVOYANT, 0.0, seeds[0], None, asked.rate_scale, asked.slice)
+    first = Case("", CLAIRVOYANT, 0.0, seeds[0], None, asked.rate_scale, asked.slice, asked.plain_router)
     found = []
     for name in names:
         for cold in _colds(name, asked):

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from fairlead_operator.performance.concurrency import concurrency
 from fairlead_operator.performance.step import Objectives
 from fairlead_operator.simulate.baselines import BASELINES, Profile
 from fairlead_operator.simulate.clairvoyant import (
@@ -33,7 +34,8 @@ OURS: Final = "fairlead"
 CLAIRVOYANT: Final = "clairvoyant"
 SOURCES: Final = Path(__file__).resolve().parents[3] / "operator" / "fairlead_operator"
 SIMULATOR: Final = (
-    "performance/step.py", "performance/replica.py", "simulate/fleet.py", "simulate/model.py", "simulate/policy.py",
+    "performance/step.py", "performance/replica.py", "performance/routing.py", "performance/concurrency.py",
+    "simulate/fleet.py", "simulate/model.py", "simulate/policy.py",
     "simulate/workloads.py",
 )  # fmt: skip
 LAWS: Final = {
@@ -46,6 +48,8 @@ SLICE: Final = (66_000.0, 73_200.0)
 SLICE_COUNTED: Final = 600.0
 SLICE_TABLE: Final = 600.0
 KEPT: Final = 4000
+MIXED: Final = 512
+"""Requests that stand for all of a workload."""
 ZERO_AFTER: Final = 300.0
 
 
@@ -60,6 +64,8 @@ class Case:
     day: int | None = None
     rate_scale: float = 1.0
     slice: bool = False
+    plain: bool = False
+    """The router sends everything on, instead of at most what still meets the objectives."""
 
     @property
     def defined(self) -> Scenario:
@@ -79,7 +85,7 @@ class Case:
     @property
     def variant(self) -> Variant:
         """What serves it; a slice begins with what the demand at its beginning may need."""
-        variant = self.defined.variants(self.cold_start)[0]
+        variant = replace(self.defined.variants(self.cold_start)[0], slots=None if self.plain else slots(self.scenario))
         return replace(variant, initial=max(4, variant.minimum)) if self.sliced else variant
 
     @property
@@ -95,6 +101,14 @@ class Case:
     def workload(self) -> Workload:
         """The requests."""
         return _workload(self.scenario, self.seed, self.day, self.rate_scale, self.sliced)
+
+
+@cache
+def slots(scenario: str) -> int:
+    """Requests that a replica should run at once, by the scenario's own requests."""
+    defined, asked = SCENARIOS[scenario], _workload(scenario, 1, None, 1.0, False)
+    mix = tuple(zip(asked.prompt_tokens[:MIXED], asked.output_tokens[:MIXED], strict=True))
+    return concurrency(defined.engine, mix, defined.objectives)
 
 
 @lru_cache(maxsize=2)

@@ -68,6 +68,26 @@ class ModelSource(KubeModel):
     """Commit, tag or branch of the checkpoint. Default: the source's head when a pod starts."""
 
 
+class Adapter(KubeModel):
+    """A LoRA adapter of the pool's model."""
+
+    name: Name
+    """Name that routes give as adapter."""
+    uri: Uri
+    """Where the adapter is: hf://org/name, s3://, gs://, pvc:// or oci://."""
+
+
+class Lora(KubeModel):
+    """LoRA adapters that the engine serves beside the model."""
+
+    max_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """Largest rank of an adapter (--max-lora-rank). Default: 16."""
+    max_active: Annotated[int, Field(ge=1, le=64)] = 1
+    """Adapters that one batch may mix (--max-loras). Default: 1."""
+    adapters: Annotated[tuple[Adapter, ...], Field(min_length=1, max_length=64, json_schema_extra=map_list("name"))]
+    """Adapters, loaded and unloaded without a rollout."""
+
+
 class Model(ModelSource):
     """The pool's model, and what loading it needs."""
 
@@ -75,6 +95,8 @@ class Model(ModelSource):
     """Secret whose keys become the engine container's environment, such as HF_TOKEN. Default: none."""
     cache: Cache | None = None
     """Volume that holds HF_HOME and VLLM_CACHE_ROOT. Default: an emptyDir of each pod."""
+    lora: Lora | None = None
+    """LoRA adapters to serve. Default: none, and the engine takes none."""
 
 
 class Quantization(KubeModel):
@@ -428,6 +450,15 @@ class VariantStatus(KubeModel):
     """Revision of the checkpoint that the variant was rendered with."""
 
 
+class AdapterStatus(KubeModel):
+    """One LoRA adapter as it is now."""
+
+    name: Name
+    """Name of the adapter."""
+    ready_replicas: Count = 0
+    """Pods that answer requests for it."""
+
+
 class ModelPoolStatus(Status):
     """What runs."""
 
@@ -451,6 +482,8 @@ class ModelPoolStatus(Status):
     """Last changes of the number of replicas, newest first."""
     variants: Annotated[tuple[VariantStatus, ...], Field(max_length=8, json_schema_extra=map_list("name"))] = ()
     """Variants as they are now."""
+    adapters: Annotated[tuple[AdapterStatus, ...], Field(max_length=64, json_schema_extra=map_list("name"))] = ()
+    """LoRA adapters as they are now."""
 
 
 class ModelPool(Resource):

@@ -78,6 +78,8 @@ class WeightedPoolRef(KubeModel):
 
     name: Name
     """Name of the ModelPool."""
+    adapter: Name | None = None
+    """LoRA adapter of the pool that answers (model.lora.adapters). Default: the model without one."""
     weight: Annotated[int, Field(ge=0, le=1000)] = 1
     """Share of the route's requests, relative to the other pools' weights. Default: 1."""
 
@@ -87,6 +89,8 @@ class PoolRef(KubeModel):
 
     name: Name
     """Name of the ModelPool."""
+    adapter: Name | None = None
+    """LoRA adapter of the pool that answers (model.lora.adapters). Default: the model without one."""
 
 
 class Fallback(KubeModel):

@@ -58,12 +58,11 @@ class Fleet:
         scale = 1 / (self.factor * sum(load * number for load, (_, number) in zip(loads, used, strict=True)))
         missing = 0.0
         for curve, number, load in ((*pair, load * scale) for pair, load in zip(used, loads, strict=True)):
-            safe, most = curve.loads[0], curve.loads[-1]
+            safe = curve.loads[0]
             for rate, weight in outlook.points:
                 taken = rate * load  # by one replica, as the curve counts it
                 if taken > safe:
-                    beyond = max(0.0, taken - most)  # queues up and spoils as many of those that come later
-                    missing += number * weight * (taken * (1 - curve.share(taken)) + beyond) * self.factor
+                    missing += number * weight * taken * (1 - curve.share(taken)) * self.factor
         return missing
 
 

@@ -52,6 +52,10 @@ OVERDUE_STARTS: Final = 3
 LOAD_STEP: Final = 1.25
 """Loads up to which sets are listed are rounded up to powers of this, so that the lists can be kept."""
 MOST_CHOSEN: Final = 256
+SURPRISE: Final = 4.0
+SURPRISING: Final = 20
+"""A round with so many times the arrivals that the last minute makes expect, and so many more, is believed only as far
+as that until the next round confirms it: one wrong figure is no step."""
 LONGEST_ROUND_S: Final = 60.0
 MINUTE_S: Final = 60.0
 
@@ -70,6 +74,8 @@ class Memory:
     down_ms: int = 0
     events: float = 0.0
     last_request_ms: int = 0
+    surprised: bool = False
+    """The last round had more arrivals than could be believed."""
     minute: tuple[tuple[int, int, int], ...] = ()
     """(at_ms, finished, missed) of the last minute."""
 
@@ -141,8 +147,11 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
     demand = memory.demand or forecast.started(memory.since_ms / 1000)
     seconds = min(LONGEST_ROUND_S, max(0.0, (seen.at_ms - max(memory.at_ms, memory.since_ms)) / 1000))
     horizon = _cold_start_s(settings) + TICKS_S
+    known = demand.age_s >= MINUTE_S
+    most = SURPRISING + round(SURPRISE * demand.rate * seconds)
     if seen.complete:
-        demand = forecast.observe(demand, at_s, seen.arrivals, horizon, settings.history)
+        believed = min(seen.arrivals, most) if known and not memory.surprised else seen.arrivals
+        demand = forecast.observe(demand, at_s, believed, horizon, settings.history)
     elif at_s > demand.at_s:
         demand = replace(demand, at_s=at_s)
     minute = tuple(one for one in memory.minute if one[0] > seen.at_ms - MINUTE_S * 1000)[-63:]
@@ -153,6 +162,7 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
         misses=account.count(memory.misses, seen.finished, seen.missed, seconds, settings.objectives.attainment),
         minute=(*minute, (seen.at_ms, seen.finished, seen.missed)),
         last_request_ms=max(memory.last_request_ms, min(seen.last_request_ms, seen.at_ms)),
+        surprised=seen.arrivals > most,
         events=memory.events * 0.5 ** (seconds / EVENTS_HALF_LIFE_S),
     )
     return _learned(after, demand, seen, settings), seconds

@@ -17,7 +17,7 @@ GAIN: Final = 5.0
 DRIFT: Final = 12.0 / DAY_S
 FIRST_PRICE: Final = 15.0
 """A miss costs so many times what serving a request costs, at first."""
-LOWEST_PRICE: Final = 4.0
+LOWEST_PRICE: Final = 1.5
 HIGHEST_PRICE: Final = 30.0
 LEAST_AGE_S: Final = 60.0
 YOUNG_S: Final = 7200.0

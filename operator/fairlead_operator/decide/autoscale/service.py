@@ -16,7 +16,7 @@ Curves = tuple[tuple[int, Curve], ...]
 
 SHARES: Final = (
     0.9999, 0.9995, 0.999, 0.998, 0.996, 0.993, 0.99, 0.985, 0.98, 0.97, 0.96, 0.94, 0.92, 0.9, 0.85, 0.8, 0.7, 0.6,
-    0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0,
+    0.5, 0.4, 0.3, 0.2, 0.1, 0.05,
 )  # fmt: skip
 STEADY_S: Final = 120.0
 """So long after a change of the rate or of the replicas, the misses say something about the load."""
@@ -66,7 +66,7 @@ class PoolCurve:
         if at == 0:
             return 1.0
         if at == len(loads):
-            return 0.0
+            return SHARES[-1] * loads[-1] / load
         part = (load - loads[at - 1]) / (loads[at] - loads[at - 1])
         return SHARES[at - 1] + part * (SHARES[at] - SHARES[at - 1])
 
@@ -144,4 +144,4 @@ def _load_at(curve: Curve, share: float) -> float:
         if shares[place] < share:
             part = (shares[place - 1] - share) / (shares[place - 1] - shares[place])
             return loads[place - 1] + part * (loads[place] - loads[place - 1])
-    return loads[-1]
+    return loads[-1] * shares[-1] / share

@@ -1,0 +1,139 @@
+"""Clients of one pool for the length of a run, by the gateway and by the pool's own Service, streams and whole answers.
+
+It runs in the cluster's namespaces and ends with SIGTERM, after the requests in flight. Prints a JSON line (see
+``record``) for each request that is over. The API key is read from FAIRLEAD_KEY.
+
+usage: traffic.py MODEL GATEWAY_URL POOL_URL
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import httpx
+
+PATH: Final = "/v1/chat/completions"
+PAUSE_S: Final = 0.8
+"""Between two requests of a client, so that engines that start get a share of the machine."""
+PATIENCE_S: Final = 120.0
+OK: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What one client asks for, over and over. ``fresh``: each request has a connection of its own."""
+
+    path: str
+    stream: bool
+    tokens: int
+    fresh: bool = False
+
+
+CLIENTS: Final = (
+    Client("gateway", stream=True, tokens=256),
+    Client("gateway", stream=True, tokens=32),
+    Client("gateway", stream=False, tokens=32),
+    Client("gateway", stream=False, tokens=32, fresh=True),
+    Client("pool", stream=True, tokens=128),
+    Client("pool", stream=False, tokens=32),
+)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What has come of an answer. Times are seconds since the epoch; ``first_s`` is 0 without a token.
+
+    ``role`` is who speaks in the answer: an engine argument sets it, so it tells which revision answered.
+    """
+
+    status: int = 0
+    first_s: float = 0.0
+    tokens: int = 0
+    role: str = ""
+    finish: str = ""
+    whole: bool = False
+
+
+def record(client: Client, began_s: float, seen: Seen, error: str) -> dict[str, Any]:
+    """One request that is over. ``whole``: the answer has all tokens that were asked for, and its end."""
+    whole = seen.whole and seen.tokens == client.tokens and seen.finish == "length"
+    about = {"path": client.path, "stream": client.stream, "began_s": began_s, "ended_s": time.time()}
+    return {**about, **asdict(seen), "whole": whole, "error": error}
+
+
+async def ask(http: httpx.AsyncClient, client: Client, model: str) -> dict[str, Any]:
+    """Send one request and read its answer to the end, whatever that is."""
+    began_s, seen, error = time.time(), Seen(), ""
+    messages = [{"role": "user", "content": f"{time.monotonic_ns()} tell me of the sea"}]
+    body = {"model": model, "messages": messages, "max_tokens": client.tokens, "ignore_eos": True}
+    if client.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    try:
+        async with http.stream("POST", PATH, json=body) as answer:
+            seen.status = answer.status_code
+            await (read_stream if client.stream and answer.status_code == OK else read_whole)(answer, seen)
+            error = "" if answer.status_code == OK else answer.text[:300]
+    except httpx.HTTPError as broken:
+        error = f"{type(broken).__name__}: {broken}"
+    return record(client, began_s, seen, error)
+
+
+async def read_stream(answer: httpx.Response, seen: Seen) -> None:
+    """Chunks up to ``[DONE]``."""
+    async for text in events(answer):
+        if text == "[DONE]":
+            seen.whole = True
+            return
+        chunk = json.loads(text)
+        seen.tokens = (chunk.get("usage") or {}).get("completion_tokens", seen.tokens)
+        for choice in chunk.get("choices") or ():
+            seen.role = choice["delta"].get("role") or seen.role
+            seen.finish = choice.get("finish_reason") or seen.finish
+            seen.first_s = seen.first_s or (time.time() if choice["delta"].get("content") else 0.0)
+
+
+async def events(answer: httpx.Response) -> AsyncIterator[str]:
+    """The data of each event."""
+    async for line in answer.aiter_lines():
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ")
+
+
+async def read_whole(answer: httpx.Response, seen: Seen) -> None:
+    """An answer in one piece; an error's text is left to the caller."""
+    await answer.aread()
+    if answer.status_code == OK:
+        body = answer.json()
+        choice = body["choices"][0]
+        seen.role, seen.finish = choice["message"]["role"], choice["finish_reason"] or ""
+        seen.tokens, seen.whole, seen.first_s = body["usage"]["completion_tokens"], True, time.time()
+
+
+async def work(client: Client, model: str, url: str, key: str, over: asyncio.Event) -> None:
+    """Ask until it is over."""
+    limits = httpx.Limits(max_keepalive_connections=0 if client.fresh else 1)
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=PATIENCE_S) as http:
+        while not over.is_set():
+            sys.stdout.write(json.dumps(await ask(http, client, model)) + "\n")
+            sys.stdout.flush()
+            await asyncio.sleep(PAUSE_S)
+
+
+async def run(model: str, urls: dict[str, str], key: str) -> None:
+    """All clients, until SIGTERM."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    async with asyncio.TaskGroup() as group:
+        for client in CLIENTS:
+            group.create_task(work(client, model, urls[client.path], key, over))
+
+
+if __name__ == "__main__":
+    asyncio.run(run(sys.argv[1], {"gateway": sys.argv[2], "pool": sys.argv[3]}, os.environ["FAIRLEAD_KEY"]))
