@@ -85,6 +85,14 @@ def test_what_is_rendered_is_left_alone(file: Path) -> None:
     assert report.others > 0
 
 
+def test_one_f_takes_all_files_that_a_shell_makes_of_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(str(file) for file in (ROOT / "examples").glob("*.yaml"))
+    assert main(["validate", "-f", *files]) == 0
+    together = capsys.readouterr().out
+    assert main(["validate", *(word for file in files for word in ("-f", file))]) == 0
+    assert capsys.readouterr().out == together
+
+
 def test_a_folder_is_all_of_its_yaml_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "-f", str(ROOT / "examples")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "ok: 5 CostBudget, 4 ModelPool, 3 RoutingPolicy; 1 note"

@@ -75,8 +75,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
 
 def add_files(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
     """Which files, in which namespace objects are that name none, and what pools run that name no image."""
-    text = "file, folder of .yaml files, or - for the standard input; may be repeated"
-    parser.add_argument("-f", "--filename", action="append", required=True, metavar="FILE", help=text)
+    text = "files, folders of .yaml files, or - for the standard input; may be repeated"
+    parser.add_argument("-f", "--filename", action="extend", nargs="+", required=True, metavar="FILE", help=text)
     text = "namespace of objects that name none (default: default)"
     parser.add_argument("-n", "--namespace", default="default", help=text)
     image = read_settings(environment).engine_image
