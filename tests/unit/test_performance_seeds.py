@@ -1,6 +1,5 @@
 """Tests of what an engine's step is expected to take before anything is measured."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -13,12 +12,10 @@ from fairlead_operator.performance.seeds import (
     HardwareFacts,
     ModelFacts,
     Seed,
-    Speculation,
     Unknown,
     accelerators,
     engine_of,
     hardware_named,
-    speculating,
 )
 
 LLAMA_8B = {
@@ -425,31 +422,6 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would_help() -> None:
 
 def test_a_mixture_of_experts_says_that_all_of_them_are_taken_as_read() -> None:
     assert any("mixture" in reason for reason in seed(facts(QWEN_30B_A3B), "H100-SXM").reasons)
-
-
-def test_speculation_yields_the_geometric_sum_of_its_acceptance() -> None:
-    assert Speculation(tokens=3, acceptance=0.7).expected_tokens == pytest.approx((1 - 0.7**4) / (1 - 0.7))
-    assert Speculation(tokens=4, acceptance=1.0).expected_tokens == 5
-    assert Speculation(tokens=4, acceptance=0.0).expected_tokens == 1
-
-
-def test_speculation_pays_while_few_sequences_run_and_costs_when_compute_dominates() -> None:
-    plain = seed(facts(LLAMA_8B), "H100-SXM").engine
-    drafting = speculating(plain, Speculation(tokens=4, acceptance=0.5, draft_cost=0.02))
-    assert drafting.step.step(1, 0, 500) < 0.6 * plain.step.step(1, 0, 500)
-    assert drafting.step.step(256, 0, 0) > plain.step.step(256, 0, 0)
-
-
-@given(st.integers(1, 16), st.floats(0, 1))
-def test_speculation_never_yields_less_than_a_token_or_more_than_it_computes(tokens: int, acceptance: float) -> None:
-    expected = Speculation(tokens, acceptance).expected_tokens
-    assert 1 <= expected <= tokens + 1
-
-
-@pytest.mark.parametrize(("tokens", "acceptance", "cost"), [(0, 0.5, 0), (1, 1.5, 0), (1, math.nan, 0), (1, 0.5, -1)])
-def test_speculation_that_drafts_nothing_is_refused(tokens: int, acceptance: float, cost: float) -> None:
-    with pytest.raises(ValueError, match="drafts nothing"):
-        Speculation(tokens, acceptance, cost)
 
 
 def test_a_table_of_tokens_that_is_also_the_output_layer_is_read_and_kept_once() -> None:

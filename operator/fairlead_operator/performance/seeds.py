@@ -9,9 +9,8 @@ its reason, and what was estimated is named in the result: a fit to the running 
 
 import functools
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
@@ -146,24 +145,6 @@ class HardwareFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Speculation:
-    """Drafted tokens a step, the share of them accepted, and what drafting one takes (in steps of the model)."""
-
-    tokens: int
-    acceptance: float
-    draft_cost: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.tokens >= 1 and 0 <= self.acceptance <= 1 and 0 <= self.draft_cost < math.inf):
-            raise ValueError(f"{self} drafts nothing: give 1 token or more, an acceptance of 0 to 1, a cost from 0 on")
-
-    @property
-    def expected_tokens(self) -> float:
-        """Mean tokens a step: 1 to ``tokens`` + 1."""
-        return sum(self.acceptance**i for i in range(self.tokens + 1))
-
-
-@dataclass(frozen=True, slots=True)
 class Seed:
     """An engine, and in words what it rests on."""
 
@@ -180,14 +161,9 @@ def engine_of(
     kv_value_bytes: float = VALUE_BYTES,
     token_budget: int = 2048,
     max_sequences: int = 256,
-    speculation: Speculation | None = None,
     constants: Constants = FITTED,
 ) -> Seed | Unknown:
-    """The engine of a replica of so many accelerators (tensor parallel); ``kv_tokens`` is what the engine reports.
-
-    Speculation is seen through the tokens it yields: a step is divided by them, its compute multiplied with the drafted
-    tokens and the one that the model adds. That is too much for prompts, which are not drafted.
-    """
+    """The engine of a replica of so many accelerators (tensor parallel); ``kv_tokens`` is what the engine reports."""
     if accelerators < 1:
         return Unknown(f"A replica of {accelerators} accelerators computes nothing; give 1 or more.")
     pool = kv_tokens if kv_tokens is not None else _kv_pool(model, hardware, accelerators, kv_value_bytes)
@@ -202,22 +178,9 @@ def engine_of(
         "KV cache as the engine reports" if kv_tokens is not None else f"KV cache estimated at {pool} tokens",
         *(f"estimated: {what}" for what in model.estimated),
     )
-    engine = Engine(step, pool, token_budget, max_sequences)
     if model.active_parameters < model.parameters:
         reasons += ("mixture of experts: all are taken as read in each step, 20 to 100 % off where it was measured",)
-    return Seed(engine if speculation is None else speculating(engine, speculation), reasons)
-
-
-def speculating(engine: Engine, speculation: Speculation) -> Engine:
-    """The engine with its step divided by the tokens that it yields."""
-    expected = speculation.expected_tokens
-    steps = (1 + speculation.tokens * speculation.draft_cost) / expected
-    step = StepTime(
-        base=engine.step.base * steps,
-        per_context_token=engine.step.per_context_token * steps,
-        per_token=engine.step.per_token * (speculation.tokens + 1) / expected,
-    )
-    return replace(engine, step=step, token_budget=max(1, int(engine.token_budget / expected)))
+    return Seed(Engine(step, pool, token_budget, max_sequences), reasons)
 
 
 def _step_of(
