@@ -45,7 +45,7 @@ MOST_BACKLOG: Final = 0.5
 MOST_ADDED: Final = 4
 """Replicas may double, or grow by so many, until those are ready: one wrong figure must not run up a bill."""
 EVENTS_HALF_LIFE_S: Final = 43_200.0
-EVENTS_FREE: Final = 15.0
+EVENTS_FREE: Final = 13.0
 """Above so many changes in about a day, each must be worth more."""
 OVERDUE_STARTS: Final = 3
 """A replica that has not become ready in the time of so many starts holds up no decision."""
