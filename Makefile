@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler bench-engine-args e2e-lifecycle fuzz-router soak-router chaos-budget test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e e2e-cluster e2e-apart doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler bench-engine-args e2e-lifecycle fuzz-router soak-router chaos-budget test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,9 @@ demo-budget: .venv/.done ## on the cluster of make demo: a budget of a minute is
 down: .venv/.done ## remove what make demo and make test left running
 	@for name in demo test e2e; do python3 hack/cluster down --name $$name; done
 
-test: .venv/.done check programs test-programs unit unit-compiled cluster e2e ## everything that continuous integration runs
+# A cluster mostly waits, the rest mostly computes: two at a time fill two cores. Each tells all when it is over.
+test: .venv/.done check programs test-programs ## everything that continuous integration runs
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target e2e-cluster unit cluster unit-compiled e2e-apart
 
 check: .venv/.done ## format, lint, types, layers, shell, generated files
 	$(VENV)/ruff format --check .
@@ -47,20 +49,27 @@ format: .venv/.done ## let ruff write the format and the safe fixes
 	$(VENV)/ruff check --fix .
 
 unit: .venv/.done ## tests that need no cluster
-	$(PYTEST) -m "not cluster and not e2e"
+	nice $(PYTEST) -m "not cluster and not e2e"
 
 unit-compiled: .venv/.done ## the tests of router and ledger on their compiled modules, as the images have them
 	compiled=$$($(VENV)/python -m hack.compile) && \
-	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled $(PYTEST) -o pythonpath="operator ." tests/unit/test_router_*.py
+	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled nice $(PYTEST) -o pythonpath="operator ." tests/unit/test_router_*.py
 	compiled=$$($(VENV)/python -m hack.compile --package operator/fairlead_operator) && \
-	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled $(PYTEST) -o pythonpath="router-sidecar ." tests/unit/test_ledger_*.py \
+	FAIRLEAD_COMPILED=1 PYTHONPATH=$$compiled nice $(PYTEST) -o pythonpath="router-sidecar ." tests/unit/test_ledger_*.py \
 		tests/unit/test_performance_replica.py tests/unit/test_simulate_fleet.py
 
 cluster: .venv/.done prerequisites ## tests on a real control plane with KWOK nodes
 	$(PYTEST) -m cluster
 
-e2e: .venv/.done prerequisites ## tests on a real node with real vLLM
-	$(PYTEST) -m e2e --timeout 900
+e2e: e2e-cluster e2e-apart ## tests with real vLLM
+
+e2e-cluster: .venv/.done prerequisites ## those on a real node
+	$(PYTEST) -m e2e --timeout 900 $(APART:%=--ignore=%)
+
+# The chaos comes last: it asks for most of two cores.
+APART = tests/e2e/test_engine_arguments.py $(wildcard tests/e2e/test_vllm_*.py) tests/chaos/test_slice.py
+e2e-apart: .venv/.done prerequisites ## those that need no cluster: vLLM's engines, and the chaos of budgets in small
+	$(PYTEST) -m e2e --timeout 900 $(APART)
 
 doctor: ## name what this machine lacks
 	@python3 hack/cluster doctor

@@ -10,6 +10,7 @@ compiler. mypy and setuptools are those of the Python that runs this.
 """
 
 import argparse
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -85,14 +86,25 @@ def beside(package: Path) -> tuple[Path, ...]:
 
 
 def kept(cache: Path, python: str, package: Path) -> Path:
-    """The compiled package in the cache; compiled now unless it is there. The oldest of many go."""
+    """The compiled package in the cache; compiled now unless it is there. The oldest of many go.
+
+    One at a time: a second that wants the same finds it, and nothing that another just compiled is replaced.
+    """
     folder = cache / key(python, package)
-    if not folder.is_dir():
-        compile_into(folder, python, package)
-    folder.touch()
-    for old in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with cache.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            compile_into(folder, python, package)
+        folder.touch()
+        for old in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def cached(package: Path, python: str = sys.executable) -> Path:
+    """The compiled package in this machine's cache; compiled now unless it is there."""
+    return kept(cache_root() / "compiled" / package.name, python, package)
 
 
 def main() -> None:
@@ -103,7 +115,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="where to put it, instead of the cache")
     asked = parser.parse_args()
     if asked.folder is None:
-        print(kept(cache_root() / "compiled" / asked.package.name, asked.python, asked.package))
+        print(cached(asked.package, asked.python))
         return
     compile_into(asked.folder.resolve(), asked.python, asked.package)
     print(asked.folder.resolve())

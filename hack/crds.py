@@ -24,8 +24,6 @@ CHART_KEEP = "  {{- if .Values.crds.keep }}\n  annotations:\n    helm.sh/resourc
 CHART_TAIL = "{{- end }}\n"
 WIDTH = 110
 
-__all__ = ["Schema", "UnsupportedSchemaError", "root_schema", "structural"]
-
 
 def custom_resource_definition(kind: Kind) -> dict[str, Any]:
     """The CustomResourceDefinition of a kind."""

@@ -94,7 +94,10 @@ def _rules() -> Iterator[str]:
     yield from _table("Settings", "Versions", "Who says so")
     for rule in RULES:
         yield _row(rule.about, ", ".join(rule.versions or KNOWN), rule.evidence)
-    yield "\nvLLM takes LoRA adapters and speculation with parallelism.pipeline above 1; so does Fairlead."
+    yield "\nvLLM takes speculation with parallelism.pipeline above 1, and LoRA adapters too: each stage loads the"
+    yield "layers it has (vLLM's lora/model_manager.py in 0.32 and 0.33, since"
+    yield "https://github.com/vllm-project/vllm/pull/7292). Fairlead accepts both; neither was run here, for want of a"
+    yield "machine with two GPUs."
 
 
 def _arguments() -> Iterator[str]:
@@ -120,7 +123,8 @@ def _changes() -> Iterator[str]:
         if old[name].choices and not new[name].choices:
             yield f"- `{name}` takes any value: plugins add some."
         elif gone or come:
-            yield f"- `{name}`{_words(' takes', come)}{_words(' no longer takes', gone)}."
+            said = (_words("takes", come), _words("no longer takes", gone))
+            yield f"- `{name}` {' and '.join(filter(None, said))}."
 
 
 def _words(verb: str, values: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the generators of reference pages share: write the page, or say whether it differs."""
+"""What the generators of reference pages and tables share: write the file, or say whether it differs."""
 
 import argparse
 import sys
@@ -9,9 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def publish(page: Path, text: Callable[[Path], str], source: str, module: str, arguments: list[str] | None) -> int:
-    """Write a page, or with --check compare it; 1 when it differs. ``text`` makes it from the repository's root."""
+    """Write a file, or with --check compare it; 1 when it differs. ``text`` makes it from the repository's root."""
     parser = argparse.ArgumentParser(description=f"Writes {page} from {source}.")
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the page differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the file differs")
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ is, and what the page is made from")
     options = parser.parse_args(arguments)
     wanted, target = text(options.root), options.root / page

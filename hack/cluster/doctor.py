@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package, and the program that shows it is there (with * for folders that are named by versions)."""
+    """A Debian package, and the program or file that shows it is there (with * for folders named by versions)."""
 
     name: str
     program: str
@@ -41,22 +42,28 @@ PACKAGES = (
     Package("util-linux", "setpriv", (2, 38), plane=True),
     Package("iproute2", "ip", (5,), plane=True),
     Package("openssl", "openssl", (3,), plane=True),
-    Package("curl", "curl", plane=True),
+    Package("curl", "curl", (7, 88), plane=True),
+    # The tests look for processes and end them with it.
+    Package("procps", "pgrep", (3, 3), plane=True),
     Package("containerd", "containerd", (1, 6)),
     Package("runc", "runc", (1, 1)),
     Package("containernetworking-plugins", "/usr/lib/cni/bridge", (1, 1)),
     Package("nftables", "nft", (1,)),
-    Package("gcc", "gcc"),
-    Package("git", "git"),
+    Package("gcc", "gcc", (12,)),
+    Package("libc6-dev", "/usr/include/stdio.h", (2, 36)),
+    Package("git", "git", (2, 39)),
     Package("mmdebstrap", "mmdebstrap", (1,)),
     Package("buildah", "buildah", (1, 28)),
+    # vLLM on this machine itself, beside the one in the image: torch wants it.
+    Package("libnuma1", "/usr/lib/*/libnuma.so.1", (2,)),
 )
 TEST_PACKAGES = (
     Package("postgresql", "/usr/lib/postgresql/*/bin/postgres", (13,)),
-    Package("libfaketime", "/usr/lib/*/faketime/libfaketime.so.1"),
+    Package("libfaketime", "/usr/lib/*/faketime/libfaketime.so.1", (0, 9)),
     Package("prometheus", "prometheus", (2, 42)),
 )
 """What some tests run beside us; without it those skip. No cluster needs them."""
+HEADERS = Package("python3-dev", "python3", (3, 11))
 GO = (1, 26)
 
 
@@ -90,8 +97,15 @@ def packages(kind: Kind) -> list[Reason]:
 
 
 def tests_lack() -> list[Reason]:
-    """Return the Debian packages without which some tests skip."""
-    return [reason for package in TEST_PACKAGES if (reason := _package(package))]
+    """Return what some tests want that no cluster needs."""
+    return [*(reason for package in TEST_PACKAGES if (reason := _package(package))), *headers()]
+
+
+def headers() -> list[Reason]:
+    """Return whether this Python lacks what the tests of compiled modules compile with."""
+    if Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return []
+    return [Reason("Python has no headers (Python.h): apt-get install python3-dev", HEADERS)]
 
 
 def _package(package: Package) -> Reason | None:
@@ -109,8 +123,8 @@ def _package(package: Package) -> Reason | None:
 
 
 def _program(package: Package) -> str:
-    """Return the program's path, that of the newest version; empty if there is none."""
-    if "*" not in package.program:
+    """Return the path of the program or file, that of the newest version; empty if there is none."""
+    if not package.program.startswith("/"):
         return shutil.which(package.program) or ""
     found = [str(path) for path in Path("/").glob(package.program.lstrip("/"))]
     # Text and numbers alternate in each of them, so 9 comes before 15.
@@ -222,7 +236,7 @@ def cgroups(base: Path) -> list[Reason]:
 def notes() -> list[str]:
     """Return what is worth knowing and stops nothing."""
     cgroup = [UNTESTED_V2] if Path("/sys/fs/cgroup/cgroup.controllers").exists() else []
-    return [*cgroup, *(f"some tests skip: {reason.text}" for reason in tests_lack())]
+    return [*cgroup, *(f"for some tests {reason.text}" for reason in tests_lack())]
 
 
 def install(missing: list[Reason]) -> list[str]:

@@ -1,9 +1,10 @@
-"""kubectl and helm against the demo's cluster."""
+"""kubectl, helm and fairlead against the demo's cluster."""
 
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,11 @@ class Kube:
         return self.progress.run(
             [self._program("helm"), f"--kubeconfig={self.kubeconfig}", *arguments], timeout=timeout
         )
+
+    def fairlead(self, *arguments: str) -> str:
+        """Run the ``fairlead`` command of this tree and return what it printed."""
+        command = [sys.executable, "-m", "fairlead_operator.cli.main", *arguments, f"--kubeconfig={self.kubeconfig}"]
+        return self.progress.run(command, timeout=SECONDS)
 
     @contextmanager
     def watching(self, *arguments: str) -> Iterator[list[str]]:

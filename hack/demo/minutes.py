@@ -109,8 +109,8 @@ def refused(kube: Kube, image: str) -> Told:
 
 
 def raised(kube: Kube, image: str) -> Told:
-    """A temporary increase opens it in the same minute, and ends by itself."""
-    until = next_window(datetime.now(UTC)) + timedelta(seconds=WINDOW_S / 2)
+    """A temporary increase opens it in the same minute, and ends by itself, when the next one has just begun."""
+    until = next_window(datetime.now(UTC) + timedelta(seconds=WINDOW_S / 2)) + timedelta(seconds=5)
     put(
         kube,
         budget(ACTIONS[:1], {"amount": MORE, "until": until.strftime("%Y-%m-%dT%H:%M:%SZ"), "reason": "a launch"}),
@@ -125,7 +125,6 @@ def raised(kube: Kube, image: str) -> Told:
 def opened(kube: Kube, image: str) -> Told:
     """The increase is over, and a new minute begins at nothing spent."""
     wait_for("the limit as before", lambda: status(kube).get("limit") == str(LIMIT), seconds=2 * WINDOW_S)
-    wait_for_window()
     tally = callers.call(kube, TEAM, image, requests=5, max_tokens=2, prompt_words=8).result(WINDOW_S)
     check(tally["answered"] == tally["sent"], f"requests were refused in a new window: {tally}")
     return Told(f"{tally['answered']} served in window {status(kube)['window']['id']}, limit {LIMIT} again", tally)

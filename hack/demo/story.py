@@ -4,7 +4,6 @@ The end-to-end tests tell the same story through the same functions.
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -128,8 +127,7 @@ def rolling_update(kube: Kube, image: str) -> dict[str, Any]:
     load = callers.call(
         kube, "search", image, requests=100_000, concurrency=3, seconds=60, max_tokens=64, ignore_eos=True, stream=True
     )
-    restart = {"spec": {"podTemplate": {"metadata": {"annotations": {"demo/restarted-at": str(time.time_ns())}}}}}
-    kube.kubectl("patch", "mpool", name, "-n", fleet.PLATFORM, "--type=merge", "-p", json.dumps(restart))
+    kube.fairlead("rollout", "restart", name, "-n", fleet.PLATFORM)
     wait_for("new pods instead of the old ones", lambda: rolled(kube, name, before), seconds=SCALE_SECONDS)
     tally = load.result(CALL_SECONDS)
     check(set(tally["codes"]) == {"ok"}, f"requests failed during the rolling update: {json.dumps(tally)[:900]}")

@@ -4,7 +4,6 @@
 where it is missing.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hack.images.cache import REPOSITORY
+from hack.reference_page import publish
 from hack.vllm import environment, newer
 
 FILE = Path("operator/fairlead_operator/decide/engine_table/arguments.json")
@@ -28,17 +27,7 @@ ABOUT = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the file, or compare it; 1 when it differs."""
-    parser = argparse.ArgumentParser(description=f"Writes {FILE}.")
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the file differs")
-    chosen = parser.parse_args(arguments)
-    wanted, target = document(told()), REPOSITORY / FILE
-    if not chosen.check:
-        target.write_text(wanted, encoding="utf-8")
-        return 0
-    if target.is_file() and target.read_text(encoding="utf-8") == wanted:
-        return 0
-    print(f"{FILE} is not what vLLM's parsers say: python -m hack.vllm.arguments writes it", file=sys.stderr)
-    return 1
+    return publish(FILE, lambda _: document(told()), "vLLM's parsers", "hack.vllm.arguments", arguments)
 
 
 def told() -> Mapping[str, list[dict[str, Any]]]:

@@ -56,6 +56,11 @@ class Admin:
             )
         return None
 
+    def too_large(self, head: Head) -> Refusal:
+        """Nothing here takes a body."""
+        del head
+        return Refusal(413, "body_too_large", "The admin port takes no bodies. Ask without one.")
+
     def holds(self, head: Head, now: float) -> bool:
         """Every head is looked at."""
         del head, now
@@ -113,7 +118,7 @@ class Admin:
         try:
             reply = await self._router.engine_watch.health()
         except (OSError, TimeoutError) as error:
-            return answer(503, f"{str(error) or 'the engine did not answer'}\n".encode(), media="text/plain")
+            return answer(503, f"{error}\n".encode(), media="text/plain")
         return answer(reply.status, reply.body, media="text/plain")
 
     async def _engine_ready(self, request: Request) -> bytes:

@@ -36,6 +36,7 @@ from fairlead_router.gauges import Peaks
 from fairlead_router.identity import Identity, Verifier
 from fairlead_router.lease import Session
 from fairlead_router.metering import UsageBook
+from fairlead_router.outage import Outages
 from fairlead_router.passage import Passage
 from fairlead_router.paths import SERVED, ServedPath, closed
 from fairlead_router.plan import Lane, Owner, Parts, Plan, Plans
@@ -134,6 +135,7 @@ class Router:
         self.wallet = Wallet()
         self.book = UsageBook()
         self.answers = Memory(limits.answers)
+        self.outages = Outages()
         self.access: AccessLog | None = None
         self.tracing: Tracing | None = None
         self.session: Session
@@ -234,7 +236,7 @@ class Router:
     def judge(self, head: Head) -> Refusal | None:
         """Who is calling, and is the path open? Nothing passes without identity."""
         if not self.configured:
-            return refusals.not_configured()
+            return self._refused(refusals.not_configured())
         head.path = head.path.partition(b"?")[0]
         now = self.now()
         path = SERVED.get(head.path) if head.method == b"POST" else None
@@ -247,7 +249,7 @@ class Router:
         else:
             identity = self._identity(head)
             if identity is None:
-                return refusals.unauthorized()
+                return self._refused(refusals.unauthorized())
             if not self._speaks_for(identity.namespace):
                 return refusals.foreign_caller(identity.namespace, self.place.pool)
             labels = read_labels(head, identity)
@@ -259,6 +261,14 @@ class Router:
         if path is None and not (head.path == MODELS and head.method == b"GET"):
             return not_served(head)
         return None
+
+    def too_large(self, head: Head) -> Refusal:
+        """What bounds a body, and what helps."""
+        return refusals.body_too_large(head.body_limit, largest_context(self.index.config))
+
+    def _refused(self, refusal: Refusal) -> Refusal:
+        self.outages.refused(refusal)
+        return refusal
 
     def holds(self, head: Head, now: float) -> bool:
         """A judgement is good for some seconds, and no longer than its configuration."""
@@ -477,6 +487,7 @@ class Router:
             self.wallet.changed = False
             self.forget_plans()
         self.swept += self.session.sweep(_SWEEP_S)
+        self.outages.tick(self.now())
 
     def signals(self, reader: str, versions: tuple[str, str], uptime_s: int) -> Signals:
         """What the operator reads. Peaks are since this reader's last reading."""
@@ -543,10 +554,16 @@ def body_limit(config: RouterConfig, unknown: int) -> int:
     Prose has four bytes a token and JSON escapes up to six a character, so 12 bytes for each token hold any prompt that
     is worth reading.
     """
+    known = largest_context(config)
+    if known:
+        return max(_LEAST_BODY, _BYTES_PER_TOKEN * known)
+    return max([unknown, *(_BYTES_PER_TOKEN * pool.max_context_tokens for pool in config.pools)])
+
+
+def largest_context(config: RouterConfig) -> int:
+    """In tokens; 0 while that of a pool is not known, which may be larger."""
     contexts = [pool.max_context_tokens for pool in config.pools]
-    if not contexts or 0 in contexts:
-        return max([unknown, *(_BYTES_PER_TOKEN * context for context in contexts)])
-    return max(_LEAST_BODY, _BYTES_PER_TOKEN * max(contexts))
+    return max(contexts) if contexts and all(contexts) else 0
 
 
 def not_served(head: Head) -> Refusal:

@@ -78,6 +78,8 @@ class Configuration:
         self.version = ""
         self.endpoints_version = ""
         self.confirmed_at: float | None = None
+        self.fault = ""
+        """Why what the operator last said, if anything, is not in use; empty when it is."""
         self._known = ConfigAnswer(version="", endpoints_version="")
 
     def age_s(self) -> float:
@@ -105,16 +107,17 @@ class Configuration:
     async def follow(self, poll: Poll, store: Store | None) -> None:
         """Long-poll until cancelled."""
         while True:
+            wait_s = 0 if self.fault else WAIT_S  # whether all is well again is to be known soon
             try:
-                reply = await poll(f"/v1/config?have={self.version}&endpoints={self.endpoints_version}&wait={WAIT_S}")
+                reply = await poll(f"/v1/config?have={self.version}&endpoints={self.endpoints_version}&wait={wait_s}")
                 changed = self.take(_decoded(reply))
-                self.confirmed_at = self._now()
+                self.confirmed_at, self.fault = self._now(), ""
                 if changed and store is not None:
                     await asyncio.to_thread(store.save, self._known)
             except (OSError, TimeoutError, msgspec.DecodeError, ConfigError) as error:
                 if isinstance(error, msgspec.DecodeError | ConfigError):
                     self._rejected("invalid" if isinstance(error, ConfigError) else "unreadable")
-                log.warning("no new configuration, the one in use stays: %s", error)
+                self.fault = str(error)
                 await asyncio.sleep(_RETRY_S)
 
 

@@ -335,6 +335,17 @@ class Signals(Wire, frozen=True, kw_only=True):
     """Why the engine in this pod may not take requests yet; empty when it may, or when there is none."""
 
 
+class DrainReport(Wire, frozen=True, kw_only=True):
+    """What a sidecar leaves as its container's termination message: how the last requests at its engine ended."""
+
+    requests: int
+    """Requests at the engine when the drain began."""
+    left: int = 0
+    """Those that had not ended when drainTimeout had passed."""
+    took_s: float
+    timeout_s: float
+
+
 # --- 3. The budget protocol: router ↔ ledger ---------------------------------------------------------------------
 
 

@@ -32,14 +32,19 @@ class Token:
         return self._value
 
 
+def address(url: str) -> Target:
+    """Where a URL (http://host:port) leads, without what else it may hold."""
+    parts = urlsplit(url)
+    return Target(host=parts.hostname or "", port=parts.port or 80)
+
+
 class Peer:
     """Another part of the control plane, by its URL (http://host:port)."""
 
     def __init__(self, url: str, token: Token, now: Callable[[], float]) -> None:
-        parts = urlsplit(url)
-        self._host = parts.netloc
+        self._host = urlsplit(url).netloc
         self._token = token
-        self._pool = Pool(Target(host=parts.hostname or "", port=parts.port or 80), now)
+        self._pool = Pool(address(url), now)
 
     async def call(self, method: str, path: str, body: bytes, timeout_s: float) -> Reply:
         """One call. Raises OSError or TimeoutError."""

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from fairlead_router.contract import DrainReport
+
 _POLL_S: Final = 0.05
 _ENGINE_POLL_S: Final = 0.5
 
@@ -14,7 +16,8 @@ class Drain:
     """Drains on the first connection. ``begin`` stops new requests, ``running`` counts those at the engine.
 
     The kubelet also runs the hook before it restarts an engine whose liveness failed. The pod then stays, so once the
-    engine is ``alive`` again after it was gone, ``end`` takes requests anew.
+    engine is ``alive`` again after it was gone, ``end`` takes requests anew. ``report`` is told how a drain went, and
+    ``None`` once the pod stays after all.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class Drain:
         alive: Callable[[], Awaitable[bool]],
         timeout_s: float,
         now: Callable[[], float],
+        report: Callable[[DrainReport | None], None],
     ) -> None:
         self._begin = begin
         self._end = end
@@ -33,6 +37,9 @@ class Drain:
         self._alive = alive
         self._timeout_s = timeout_s
         self._now = now
+        self._report = report
+        self._first: tuple[float, int] | None = None
+        """When this drain began, and how many requests the engine ran then: the kubelet may repeat its hook."""
 
     async def listen(self, path: str) -> asyncio.Server:
         """Serve the socket; a stale one of an earlier process is removed."""
@@ -44,15 +51,22 @@ class Drain:
         """Answer ``drained N``: how many requests ended while we waited; those cut are the rest."""
         del reader
         self._begin()
-        before = self._running()
+        self._first = self._first or (self._now(), self._running())
+        began, before = self._first
         deadline = self._now() + self._timeout_s
         while self._running() > 0 and self._now() < deadline:  # noqa: ASYNC110 - as in main
             await asyncio.sleep(_POLL_S)
+        left = min(self._running(), before)
+        if left or await self._alive():  # an engine that died has cut what it ran
+            took = round(self._now() - began, 3)
+            self._report(DrainReport(requests=before, left=left, took_s=took, timeout_s=self._timeout_s))
         with contextlib.suppress(OSError):
-            writer.write(f"drained {before - self._running()}\n".encode())
+            writer.write(f"drained {before - left}\n".encode())
             await writer.drain()
         writer.close()
         for wanted in (False, True):
             while await self._alive() is not wanted:  # noqa: ASYNC110 - nobody tells us of the engine
                 await asyncio.sleep(_ENGINE_POLL_S)
+        self._first = None
+        self._report(None)
         self._end()

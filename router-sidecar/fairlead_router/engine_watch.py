@@ -113,7 +113,7 @@ class EngineWatch:
             try:
                 await self._look()
             except (OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
-                self._not_ready(f"the engine does not answer: {str(error) or 'it takes too long'}")
+                self._not_ready(f"the engine does not answer: {error}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._kick.wait()

@@ -850,6 +850,7 @@ class Exchange:
 
     def _refuse(self, refusal: Refusal) -> None:
         self._status = refusal.status
+        self._router.outages.refused(refusal)
         self._over(refusal.code)
         self._client.refuse(refusal)
 
@@ -923,38 +924,39 @@ class Exchange:
             span.end(record)
 
     def _record(self, outcome: str, replica: Replica | None, trace: bytes) -> Record:
+        """What there is to tell, as far as the request came."""
         plan, lane, body, spent = self._plan, self._lane, self._body, self._spent
         caller, labels, request = self._owner.caller, self._owner.labels, self._request
         now, sent, first = self._router.now(), self._sent_at, self._first_at
-        return Record(
+        record = Record(
             request=request.id.decode(),
             tenant=caller.namespace,
             caller=caller.name,
             feature=labels.feature or "",
-            model=body.model if body is not None else "",
-            pool=lane.pool if lane is not None else "",
             replica=replica.pod if replica is not None else "",
-            route=lane.route.name if lane is not None else "",
-            priority=plan.priority if plan is not None else "",
-            actions=plan.actions if plan is not None else (),
             outcome=outcome,
             path=self._path.path.decode(),
-            stream=body is not None and body.stream,
             status=self._status,
-            prompt=spent.prompt if spent is not None else 0,
-            cached=spent.cached if spent is not None else 0,
-            output=spent.output if spent is not None else 0,
             nano_usd=self._cost,
-            router_s=self._router_s() if sent else None,
             queue_s=self._waited,
             connect_s=self._connect_s,
-            engine_s=(first or now) - sent if sent else None,
-            stream_s=now - first if first else None,
-            ttft_s=first - request.arrived if first else None,
             bytes_in=len(request.body),
             bytes_out=self._bytes_out,
             trace_id=trace,
         )
+        if body is not None:
+            record.model, record.stream = body.model, body.stream
+        if plan is not None:
+            record.priority, record.actions = plan.priority, plan.actions
+        if lane is not None:
+            record.pool, record.route = lane.pool, lane.route.name
+        if spent is not None:
+            record.prompt, record.cached, record.output = spent.prompt, spent.cached, spent.output
+        if sent:
+            record.router_s, record.engine_s = self._router_s(), (first or now) - sent
+        if first:
+            record.stream_s, record.ttft_s = now - first, first - request.arrived
+        return record
 
     def _free_slot(self) -> None:
         replica, self._replica = self._replica, None

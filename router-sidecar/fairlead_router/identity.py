@@ -120,6 +120,14 @@ class Verifier:
             self._keys = keys
             self._by_hash = {key.hash: key for key in keys}
 
+    def keyless(self) -> tuple[str, ...]:
+        """Issuers of which no key can be used."""
+        return tuple(one.issuer.issuer for one in self._trusted if not one.keys)
+
+    def knows_nobody(self) -> bool:
+        """Whether there is neither a key of an issuer nor an API key."""
+        return not self._keys and not any(one.keys for one in self._trusted)
+
     def verify(self, token: str, audience: str) -> Identity | None:
         """The ServiceAccount that a cluster's token proves for an audience, or nothing."""
         raw = _bytes(token)

@@ -91,14 +91,16 @@ class Segment:
 class Journal:
     """Records what a session does. ``snapshot`` tells everything that counts now; asked at the start and when full.
 
-    ``full``: there is no room for another record, so nothing may be done that must be recorded. The event loop owns
-    it; ``flush`` alone runs in another thread.
+    ``full``: there is no room for another record, so nothing may be done that must be recorded. ``fault``: what the
+    system last said against writing it; empty when all is well. The event loop owns it; ``flush`` alone runs in another
+    thread.
     """
 
     def __init__(self, root: Path, session: str, snapshot: Callable[[], Snapshot], size: int = SEGMENT) -> None:
         self._folder = root / session
         self.archive = Archive(self._folder)
         self.full = True
+        self.fault = ""
         self._closed = False
         self._lock = -1
         self._snapshot = snapshot
@@ -218,17 +220,27 @@ class Journal:
         try:
             if self._lock < 0:
                 self._lock = make_folder(self._folder)
-            return Segment(self._folder / f"{LOG}{next(self._numbers):06d}", size)
-        except OSError:
+            made = Segment(self._folder / f"{LOG}{next(self._numbers):06d}", size)
+        except OSError as error:
+            self.fault = str(error)
             return None
+        self.fault = ""
+        return made
 
     def flush(self) -> None:
         """Once a second, in a thread: write to the disk, have the next segment ready, clear away."""
+        try:
+            self._flush()
+        except OSError as error:
+            self.fault = str(error)
+
+    def _flush(self) -> None:
         segment = self._segment
         if self._closed:
             return
         if segment is not None:
             segment.flush()
+            self.fault = ""
         if self._closed:  # meanwhile
             return
         while self._old:

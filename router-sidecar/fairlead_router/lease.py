@@ -107,6 +107,8 @@ class Session:
         self.wallet = wallet
         self.journal: Journal | None = None
         self.budgets_version: tuple[int, int] = (0, 0)
+        self.fault = ""
+        """What the ledger did with the last message instead of taking it; empty when it took it."""
         self._transport = transport
         self._clocks = clocks
         self._new_id = new_id
@@ -286,10 +288,7 @@ class Session:
             journal = self.journal
             if journal is None:
                 continue
-            try:
-                await asyncio.to_thread(journal.flush)
-            except OSError as error:
-                log.warning("the journal could not be written to the disk: %s", error)
+            await asyncio.to_thread(journal.flush)
             if journal.full and journal is self.journal:
                 journal.renew()
 
@@ -366,9 +365,9 @@ class Session:
             self._told_at, self._sent_boot = self._clocks.now(), self._clocks.boot()
             try:
                 status, body = await self._transport.sync(sealed.body)
-                heard = self._take(sealed, status, body)
+                heard = self._take(status, body)
             except (OSError, TimeoutError, msgspec.DecodeError) as error:
-                log.debug("the ledger did not answer message %d: %s", sealed.seq, error)
+                self.fault = f"does not answer ({error})"
                 heard = False
                 self._doubtful = True
                 self._report("unreachable")
@@ -377,25 +376,25 @@ class Session:
                 return False
         return True
 
-    def _take(self, sealed: Sealed, status: int, body: bytes) -> bool:
+    def _take(self, status: int, body: bytes) -> bool:
         if status == OK:
             return self._accept(msgspec.json.decode(body, type=SyncAnswer))
         refusal = refusal_of(body)
         self._report(f"status_{status}")
+        self.fault = f"answers {status} {refusal.reason}".rstrip()
         if status == CONFLICT:
             self._rewind(refusal.expected)
         elif status in NEVER_TAKEN:
-            log.warning("the ledger refused session %s (%d %s); a new one begins", self._id, status, refusal.reason)
+            if not self._failures:  # of a row of them, one line
+                log.warning("the ledger refused session %s (%d %s); a new one begins", self._id, status, refusal.reason)
             self._begin_anew(carry=not self._doubtful and refusal.reason != _TAKEN)
-        else:
-            log.warning("the ledger answered %d to message %d", status, sealed.seq)
         return False
 
     def _accept(self, answer: SyncAnswer) -> bool:
         if answer.seq < self._outstanding[0].seq:
             return False
         self._outstanding.popleft()
-        self._failures, self._doubtful = 0, False
+        self._failures, self._doubtful, self.fault = 0, False, ""
         self._answered = max(self._answered, answer.seq)
         self._report("ok")
         before, self._epoch = self._epoch, answer.epoch

@@ -27,7 +27,8 @@ from fairlead_router.access_log import AccessLog
 from fairlead_router.admin import Admin
 from fairlead_router.app import Place, Router, Times
 from fairlead_router.config import WAIT_S, Configuration, Store, read_files
-from fairlead_router.control import POLL_SLACK_S, LedgerPeer, NoLedger, Peer, Token
+from fairlead_router.contract import DrainReport
+from fairlead_router.control import POLL_SLACK_S, LedgerPeer, NoLedger, Peer, Token, address
 from fairlead_router.drafting import show_drafting
 from fairlead_router.drain import Drain
 from fairlead_router.engine_watch import EngineWatch
@@ -35,6 +36,16 @@ from fairlead_router.identity import Verifier
 from fairlead_router.journal import LEFT, OPEN_ENTRIES, STATE, SWEPT, Journal
 from fairlead_router.lease import Clocks, Session, Transport
 from fairlead_router.local_lease import LocalLease
+from fairlead_router.outage import (
+    configuration_words,
+    identity_words,
+    journal_words,
+    ledger_words,
+    no_ledger_words,
+    replicas_words,
+    router_token_words,
+    untold_words,
+)
 from fairlead_router.policy import ConfigError
 from fairlead_router.server import Application, Clients, Limits, listener
 from fairlead_router.settings import SettingError, Settings, from_process
@@ -81,6 +92,7 @@ class Parts:
     admin: Admin
     upstreams: Upstreams
     telemetry: Telemetry
+    verifier: Verifier
     hop_token: Token
     operator: Peer | None
     store: Store | None
@@ -144,6 +156,7 @@ def build(settings: Settings) -> Parts:
         admin=Admin(router, configuration, verifier, registry, now()),
         upstreams=upstreams,
         telemetry=telemetry,
+        verifier=verifier,
         hop_token=Token(settings.tokens / "router", now),
         operator=operator,
         store=Store(settings.state) if settings.state is not None else None,
@@ -217,6 +230,39 @@ def _add_journal_gauges(telemetry: Telemetry, router: Router, successor: Success
     telemetry.read(SWEPT, lambda: [((), float(router.swept))])
 
 
+def _watch(parts: Parts) -> None:
+    """What the log tells of while it keeps requests from being served."""
+    settings, router, configuration = parts.settings, parts.router, parts.configuration
+    outages, session, verifier, successor = router.outages, parts.session, parts.verifier, parts.successor
+    operator, ledger = str(address(settings.operator)), str(address(settings.ledger))
+
+    def journal(_: str) -> str:
+        found = session.journal
+        return journal_words(f"{settings.state}/journal", found.fault, full=found.full) if found is not None else ""
+
+    def identity(_: str) -> str:
+        return identity_words(verifier.keyless(), nobody=verifier.knows_nobody()) if router.configured else ""
+
+    outages.watch("invalid_api_key", identity)
+    outages.watch("journal_full", journal)
+    outages.watch("upstream_error", replicas_words)
+    if settings.ledger:
+        outages.watch(
+            "ledger_unreachable",
+            lambda refused: ledger_words(ledger, session.fault, refused, reachable=session.reachable()),
+        )
+    elif settings.local_lease is None:
+        outages.watch("ledger_unreachable", no_ledger_words)
+    if settings.ledger and successor is not None:
+        outages.watch("journal_untold", lambda _: untold_words(ledger, successor.fault, successor.unfinished()))
+    if settings.operator:
+        outages.watch(
+            "not_configured",
+            lambda _: configuration_words(operator, configuration.fault, configured=router.configured),
+        )
+        outages.watch("router_token", lambda _: router_token_words(str(settings.tokens / "router"), router.hop_token))
+
+
 def _add_client_gauges(parts: Parts, clients: Clients) -> None:
     def connections() -> list[tuple[tuple[str, ...], float]]:
         busy, idle = parts.upstreams.count()
@@ -238,6 +284,7 @@ async def serve(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     _load(parts)
+    _watch(parts)
     clients = Clients(Limits(), parts.router.now)
     admins = Clients(Limits(), parts.router.now)
     _add_client_gauges(parts, clients)
@@ -358,8 +405,19 @@ async def _listen_for_drain(parts: Parts, clients: Clients) -> asyncio.Server | 
         alive=router.engine_watch.ready,
         timeout_s=parts.settings.drain_timeout_s,
         now=router.now,
+        report=lambda report: _leave_words(parts.settings.termination_log, report),
     )
     return await drain.listen(parts.settings.drain)
+
+
+def _leave_words(place: Path | None, report: DrainReport | None) -> None:
+    """Write how a drain went where the kubelet finds it, at once: a router that is killed has told it too."""
+    if place is None:
+        return
+    try:
+        place.write_bytes(b"" if report is None else msgspec.json.encode(report))
+    except OSError as error:
+        log.warning("how the drain went cannot be written to %s: %s", place, error)
 
 
 def _background(parts: Parts, clients: tuple[Clients, ...]) -> list[Any]:
@@ -387,8 +445,8 @@ async def _tick(parts: Parts, clients: tuple[Clients, ...]) -> None:
         for group in clients:
             group.check()
         parts.upstreams.check()
-        parts.router.tick()
         parts.router.hop_token = parts.hop_token.get().encode()
+        parts.router.tick()
         await asyncio.sleep(_TICK_S)
 
 

@@ -52,6 +52,20 @@ def foreign_caller(namespace: str, pool: str) -> Refusal:
     )
 
 
+def body_too_large(bound: int, context: int) -> Refusal:
+    """The 413; ``context`` is the largest of all pools in tokens, 0 while one is not known."""
+    why = (
+        f"As many hold any prompt of {context:,} tokens, the largest context here"
+        if context
+        else "No more is read until the context of every pool here is known"
+    )
+    return Refusal(
+        413,
+        "body_too_large",
+        f"The body has more than {bound} bytes. {why}. Shorten the prompt, or name images and sound by URL.",
+    )
+
+
 def price_unknown(budget: str, pool: str) -> Refusal:
     """A USD budget cannot admit what has no price."""
     return unavailable(

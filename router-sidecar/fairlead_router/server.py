@@ -150,6 +150,9 @@ class Application(Protocol):
     def judge(self, head: Head) -> Refusal | None:
         """Look at a head, fill in its ``owner``, ``until`` and ``body_limit``; a refusal is sent before the body."""
 
+    def too_large(self, head: Head) -> Refusal:
+        """What to say to a body of more than the head's ``body_limit``."""
+
     def holds(self, head: Head, now: float) -> bool:
         """Whether what was found out about a head is still true."""
 
@@ -454,7 +457,7 @@ class Client:
 
     def _too_much(self, head: Head) -> Refusal | None:
         if head.length > head.body_limit:
-            return _body_too_large(head.body_limit)
+            return self._app.too_large(head)
         if not self._clients.bodies.fits(head.length):
             return overloaded("request bodies", self._clients.bodies.bound)
         return None
@@ -462,9 +465,9 @@ class Client:
     def on_body(self, data: bytes) -> None:
         """Collect the body."""
         self._size += len(data)
-        limit = self._request.head.body_limit
-        if self._size > limit:
-            self._stop(_body_too_large(limit))
+        head = self._request.head
+        if self._size > head.body_limit:
+            self._stop(self._app.too_large(head))
         if not self._clients.bodies.take(len(data)):
             self._stop(overloaded("request bodies", self._clients.bodies.bound))
         self._request.held += len(data)
@@ -807,10 +810,6 @@ def _without_offer(head: Head) -> bytes:
 
 def _head_too_large(bound: str) -> Refusal:
     return Refusal(431, "head_too_large", f"The request's head has more than {bound}.")
-
-
-def _body_too_large(bound: int) -> Refusal:
-    return Refusal(413, "body_too_large", f"The body has more than {bound} bytes.")
 
 
 def listener(app: Application, limits: Limits, clients: Clients) -> Callable[[], asyncio.Protocol]:

@@ -23,6 +23,8 @@ class Settings:
     engine: str
     drain: str
     drain_timeout_s: float
+    termination_log: Path | None
+    """Where the kubelet reads how a drain went."""
     first_byte_s: float
     between_bytes_s: float
     listen: str
@@ -59,6 +61,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         engine=environment.get("FAIRLEAD_ENGINE_SOCKET", "") if environment.get("FAIRLEAD_POOL") else "",
         drain=environment.get("FAIRLEAD_DRAIN_SOCKET", ""),
         drain_timeout_s=float(environment.get("FAIRLEAD_DRAIN_TIMEOUT", "600")),
+        termination_log=_path(environment, "FAIRLEAD_TERMINATION_LOG"),
         first_byte_s=float(environment.get("FAIRLEAD_FIRST_BYTE_TIMEOUT", "600")),
         between_bytes_s=float(environment.get("FAIRLEAD_IDLE_TIMEOUT", "300")),
         listen=given.listen,

@@ -162,6 +162,8 @@ class Successor:
         self._transport = transport
         self._boot = boot
         self._wall = wall
+        self.fault = ""
+        """Why the last round left something untold; empty when it did not."""
         self._left: list[Predecessor] = []
         self._wake = asyncio.Event()
         self._pause_s = 0.0
@@ -206,15 +208,14 @@ class Successor:
 
     async def round(self) -> None:
         """Tell what is due, as far as the ledger listens, and clear away what is old."""
-        self._pause_s = _RETRY_S
+        self._pause_s, self.fault = _RETRY_S, ""
         for left in list(self._left):
             if not left.due:
                 continue
             try:
                 step = await self._tell(left)
             except OSError as error:
-                log.warning("the journal %s cannot be told now: %s", left.folder, error)
-                step = "Later"
+                self.fault, step = str(error), "Later"
             left.due = step == "Later"
             if step == "Forget":
                 self._forget(left)
@@ -260,6 +261,7 @@ class Successor:
         if status in NEVER_TAKEN:
             log.warning("the ledger refused to hear of session %s: %d %s", left.estate.session, status, refusal.reason)
             return "Forget"
+        self.fault = f"it answers {status} {refusal.reason}".rstrip()
         self._pause_s = min(_MOST_RETRY_S, max(self._pause_s, refusal.retry_after_ms / 1000))
         return "Later"
 

@@ -264,6 +264,12 @@ class Connection(Call):
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
+    def pause_writing(self) -> None:
+        """The endpoint takes a request slowly; it is held whole, so there is nothing to hold back."""
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+
     def data_received(self, data: bytes) -> None:
         """Decode what came and pass it on."""
         sink = self._sink
@@ -781,7 +787,7 @@ class _StaleError(Exception):
 
 
 async def fetch(pool: Pool, head: bytes, body: bytes, timeout_s: float) -> Reply:
-    """One of the router's own calls. Raises OSError or TimeoutError when no whole answer came."""
+    """One of the router's own calls. Raises OSError or TimeoutError when no whole answer came, with words for it."""
     for fresh in (False, True):
         collector = _Collector()
         call = pool.start(collector, head, (body,), fresh=fresh)
@@ -791,6 +797,9 @@ async def fetch(pool: Pool, head: bytes, body: bytes, timeout_s: float) -> Reply
         except _StaleError as error:
             if fresh:
                 raise OSError(str(error)) from None
+        except TimeoutError:
+            call.abort()
+            raise TimeoutError(f"{pool.target} did not answer within {timeout_s:g}s") from None
         except BaseException:
             call.abort()
             raise

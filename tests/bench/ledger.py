@@ -3,6 +3,7 @@
 The last line is one JSON object.
 
 ``fleet``  50 routers that each tell 100 holdings and 100 usage lines once a second: the ledger's share of a core.
+``ask``    the same beside one router whose requests wait for money: how long that one waits.
 ``storm``  50 routers that ask for the money of single requests (3 holdings, 3 lines) as fast as it is granted.
 ``growth`` what the usage of a million requests adds to the database, at 1,000 requests a second and router.
 ``pg``     two ledgers on one PostgreSQL, 16 routers as fast as they are answered, with 5 accounts common to all.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +58,7 @@ SECONDS = 10.0
 WARM_SECONDS = 3.0
 PG_ROUTERS = 16
 HOT = 5
+ASK_S = 0.2
 BUCKETS = 40
 REQUESTS_PER_S = 50_000
 REQUESTS = 20_000
@@ -108,27 +111,33 @@ class Router:
 Load = Callable[[Router, SyncAnswer, float], Awaitable[None]]
 
 
-async def storm(router: Router, first: SyncAnswer, until: float) -> None:
+async def storm(router: Router, first: SyncAnswer, until: float, every: float = 0.0) -> None:
     """Ask for the money of single requests."""
     answer, lines = first, usage_lines(3)
     while time.perf_counter() < until:
         holdings = tuple(told(account.account, account.granted, need=10) for account in answer.accounts)
         answer = await router.say(holdings=holdings, usage=lines)
+        await asyncio.sleep(every)
 
 
-async def fleet(router: Router, first: SyncAnswer, until: float, every: float = 1.0) -> None:
+async def fleet(router: Router, first: SyncAnswer, until: float, every: float = 1.0, need: int = 0) -> None:
     """Tell all holdings and lines, once in a while."""
     answer, lines = first, usage_lines(LINES)
     await asyncio.sleep(every * (router.number % ROUTERS) / ROUTERS)
     while (started := time.perf_counter()) < until:
-        holdings = tuple(told(account.account, account.granted, want=1_000) for account in answer.accounts)
+        holdings = tuple(told(account.account, account.granted, want=1_000, need=need) for account in answer.accounts)
         answer = await router.say(holdings=holdings, usage=lines)
         await asyncio.sleep(max(0.0, started + every - time.perf_counter()))
 
 
 async def crowd(router: Router, first: SyncAnswer, until: float) -> None:
-    """As the fleet, without a pause."""
-    await fleet(router, first, until, 0.0)
+    """As the fleet, without a pause, because requests wait for money."""
+    await fleet(router, first, until, 0.0, need=1_000)
+
+
+async def beside(router: Router, first: SyncAnswer, until: float) -> None:
+    """The fleet, but its first router has requests that wait for money."""
+    await (fleet(router, first, until) if router.number else storm(router, first, until, ASK_S))
 
 
 def asks(name: str, keys: Sequence[str]) -> tuple[Ask, ...]:
@@ -141,8 +150,9 @@ def callers(count: int) -> list[str]:
     return [f"caller-{number}" for number in range(count)]
 
 
-def told(account: int, granted: int, **demand: Any) -> Holding:
-    return Holding(account=account, granted=granted, charged=granted * 9 // 10, first=min(demand.values()), **demand)
+def told(account: int, granted: int, want: int = 0, need: int = 0) -> Holding:
+    charged = granted * 9 // 10
+    return Holding(account=account, granted=granted, charged=charged, want=want, need=need, first=need)
 
 
 def usage_lines(count: int, buckets_ago: int = 0) -> tuple[UsageLine, ...]:
@@ -221,9 +231,18 @@ async def prepare(processes: list[Process]) -> None:
 
 
 async def measure(
-    processes: list[Process], name: str, load: Load, count: int, wanted: Callable[[int], tuple[Ask, ...]]
+    processes: list[Process],
+    name: str,
+    load: Load,
+    count: int,
+    wanted: Callable[[int], tuple[Ask, ...]],
+    *,
+    watched: int | None = None,
 ) -> dict[str, float]:
-    """Run a load with all routers, a while to warm up and then the measured time."""
+    """Run a load with all routers, a while to warm up and then the measured time.
+
+    Times to an answer are those of the first ``watched`` routers, or of all.
+    """
     routers = [Router(f"{name}-{number}") for number in range(count)]
     firsts = []
     for router in routers:
@@ -238,16 +257,17 @@ async def measure(
     cpu, started = sum(process.cpu_s() for process in processes), time.perf_counter()
     await asyncio.sleep(begun + SECONDS - time.perf_counter())
     used, elapsed = sum(process.cpu_s() for process in processes) - cpu, time.perf_counter() - started
-    took = sorted(value for router, skip in zip(routers, before, strict=True) for value in router.took[skip:])
+    spans = [router.took[skip:] for router, skip in zip(routers, before, strict=True)]
+    took, syncs = sorted(chain.from_iterable(spans[:watched])), sum(map(len, spans))
     await running
     for router in routers:
         router.writer.close()
     figures = {
-        "syncs_per_second": round(len(took) / elapsed, 1),
+        "syncs_per_second": round(syncs / elapsed, 1),
         "p50_ms": round(statistics.median(took) * 1000, 2),
         "p99_ms": round(took[len(took) * 99 // 100] * 1000, 2),
         "core_percent": round(used / elapsed * 100, 1),
-        "cpu_ms_per_sync": round(used / len(took) * 1000, 3),
+        "cpu_ms_per_sync": round(used / syncs * 1000, 3),
     }
     print(f"{name:>8}: {figures}", flush=True)
     return figures
@@ -282,6 +302,7 @@ async def on_sqlite() -> dict[str, Any]:
             large, small = callers(LINES), callers(3)
             return {
                 "fleet": await measure(processes, "fleet", fleet, ROUTERS, lambda _: asks("large", large)),
+                "ask": await measure(processes, "ask", beside, ROUTERS, lambda _: asks("large", large), watched=1),
                 "storm": await measure(processes, "storm", storm, ROUTERS, lambda _: asks("small", small)),
                 "growth_bytes_per_million_requests": round(await growth(processes[0], file)),
             }

@@ -8,14 +8,14 @@ import msgspec
 
 MESSAGES = (
     "ConfigAnswer", "RouterConfig", "Endpoints", "Signals", "SyncRequest", "SyncAnswer", "SyncRefusal", "PutBudgets",
-    "PutCards", "PutCosts", "SpendAnswer", "SpendList", "UsageAnswer", "WriteOff",
+    "PutCards", "PutCosts", "SpendAnswer", "SpendList", "UsageAnswer", "WriteOff", "DrainReport",
 )  # fmt: skip
 """What travels by itself; all other structs are parts of these."""
 
 
 def documents(contract: types.ModuleType) -> dict[str, Any]:
-    """Each message of a contract as JSON, every member set, and each word of its literals in an element of a list."""
-    return {name: plain(_sample(getattr(contract, name), name)) for name in MESSAGES}
+    """Each message that a contract has as JSON, every member set, each word of its literals in an element of a list."""
+    return {name: plain(_sample(getattr(contract, name), name)) for name in MESSAGES if hasattr(contract, name)}
 
 
 def plain(message: msgspec.Struct) -> Any:
@@ -57,7 +57,7 @@ def _sample(kind: Any, name: str) -> Any:
         return _items(inner, name)
     if origin is dict:
         return {"7": _sample(inner[1], name)}
-    return {int: 7_001 + len(name), str: f"some {name}", bool: True}[kind]
+    return {int: 7_001 + len(name), float: 7_001.5 + len(name), str: f"some {name}", bool: True}[kind]
 
 
 def _items(inner: tuple[Any, ...], name: str) -> tuple[Any, ...]:

@@ -65,8 +65,9 @@ def pod_object(
     ended: Mapping[str, Any] | None = None,
     unscheduled: str = "",
     deleting: bool = False,
+    last_words: str | None = None,
 ) -> dict[str, Any]:
-    """A pod as the API server returns it."""
+    """A pod as the API server returns it; with ``last_words`` of its router, one whose containers have ended."""
     hour_ago = time_text(NOW - 3_600_000)
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": hour_ago}
     if unscheduled:
@@ -74,6 +75,8 @@ def pod_object(
     condition = {"type": "Ready", "status": "True" if ready else "False", "lastTransitionTime": hour_ago}
     engine = {"name": "engine", "image": "vllm:1", "ready": ready, "restartCount": 3 if waiting else 0}
     state = {"waiting": dict(waiting)} if waiting else {"running": {}}
+    over = {"terminated": {"exitCode": 0, "finishedAt": time_text(NOW), "message": last_words}}
+    router = {"name": "router", "ready": last_words is None, "restartCount": 0}
     return {
         "metadata": {
             "name": name,
@@ -84,11 +87,11 @@ def pod_object(
         },
         "spec": {"nodeName": "" if unscheduled else node},
         "status": {
-            "phase": "Running" if ready else "Pending",
+            "phase": "Succeeded" if last_words is not None else "Running" if ready else "Pending",
             "podIP": "10.0.0.7",
             "startTime": hour_ago,
             "conditions": [scheduled, condition],
-            "initContainerStatuses": [{"name": "router", "ready": True, "restartCount": 0, "state": {"running": {}}}],
+            "initContainerStatuses": [{**router, "state": {"running": {}} if last_words is None else over}],
             "containerStatuses": [
                 {**engine, "state": state, "lastState": {"terminated": dict(ended)} if ended else {}}
             ],

@@ -91,6 +91,7 @@ class World:
             deployments={name: body for name, body in found.items() if body is not None},
             prices=PriceList(),
             variant_prices={},
+            slots=0,
             load=Load(),
             reported_context=0,
             cold_starts={},

@@ -389,6 +389,19 @@ async def station(
         await until(lambda: not clients.busy(), "the end of all requests", 2)
 
 
+@contextlib.asynccontextmanager
+async def watching(socket: Path, config: RouterConfig) -> AsyncIterator[Station]:
+    """A router in a pool's pod, looking after the engine behind this socket."""
+    place = Place(pod="ai-platform/p0", pool=POOL, engine=str(socket))
+    async with station(config, {POOL: (f"unix:{socket}",)}, place=place) as at:
+        looking = asyncio.create_task(at.router.engine_watch.follow())
+        try:
+            yield at
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+
 async def _tick(clients: Clients, router: Router) -> None:
     while True:
         clients.check()

@@ -352,10 +352,12 @@ def _bound(covered: Covered, asked: Asked) -> int:
 def _check_rejections(run: Run, figures: Figures) -> None:
     """Whom a budget refused although its money was there: at that instant, and for longer than it takes to fetch it."""
     courses, stuck = _courses(run), _stuck(run)
-    excuses, unheard = Excuses([*run.excuses, *run.unheard]), Excuses(run.unheard)
+    excuses = Excuses([*run.excuses, *run.unheard, *run.starved])
+    unheard, starved = Excuses(run.unheard), Excuses(run.starved)
     left: dict[tuple[Key, int], float] = {}
     for asked, covered, key in sorted(_refused(run, figures), key=lambda found: found[0].done):
-        figures.blind_rejections += any(_blind(span, asked) for span in unheard.of(asked, 0.0))
+        blind = any(_blind(span, asked) for span in unheard.of(asked, 0.0))
+        figures.blind_rejections += blind and not starved.of(asked, 0.0)
         if excuses.of(asked, AGAIN_S) or not _can_judge(run.clocks, covered, asked):
             continue
         figures.judged_rejections += 1
@@ -425,7 +427,7 @@ def _lowest(limits: Iterable[Limit], budget: str, begin: float, end: float) -> i
 def _check_errors(run: Run, figures: Figures) -> None:
     """Errors of the server's side have a reason, and a killed router is the only one that does not answer."""
     faults: Counter[str] = Counter()
-    excuses = Excuses([*run.excuses, *run.unheard])
+    excuses = Excuses([*run.excuses, *run.unheard, *run.starved])
     for asked in run.asked:
         if asked.status in {200, 429}:
             continue

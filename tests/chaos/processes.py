@@ -25,7 +25,7 @@ from tests.chaos.truth import ClockSpan, Fate, Span
 _FAKETIME: Final = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _PORTS: Final = (10_000 + os.getpid() % 100 * 200, 32_000)
 """Below the range from which Linux takes ports for outgoing connections."""
-_START_S: Final = 60.0
+_START_S: Final = 180.0
 _STOP_S: Final = 40.0
 _POLL_S: Final = 0.05
 

@@ -92,6 +92,7 @@ class Chaos:
     fates: dict[str, Fate] = field(default_factory=dict)
     excuses: list[Span] = field(default_factory=list)
     unheard: list[Span] = field(default_factory=list)
+    starved: list[Span] = field(default_factory=list)
     stuck: list[Stuck] = field(default_factory=list)
     late_s: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
@@ -139,6 +140,7 @@ class Chaos:
             untold=int(self.notes[_UNTOLD]),
             excuses=self.excuses,
             unheard=self.unheard,
+            starved=self.starved,
             stuck=self.stuck,
         )
 
@@ -202,7 +204,7 @@ class Chaos:
             begun, expected = time.time(), loop.time() + _STEP_S
             await asyncio.sleep(_STEP_S)
             if loop.time() - expected > _LATE_S:
-                self.excuses.append(Span(begun, time.time()))
+                self.starved.append(Span(begun, time.time()))
                 self.late_s += loop.time() - expected
 
     async def _stop(self) -> None:

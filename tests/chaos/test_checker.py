@@ -267,6 +267,8 @@ def test_who_could_not_hear_the_ledger_must_not_say_429() -> None:
     figures = check(replace(with_refusal(waited), unheard=[span]))
     assert (figures.blind_rejections, figures.judged_rejections) == (1, 0)
     assert check(replace(with_refusal(waited), excuses=[span])).blind_rejections == 0
+    late = Span(START + 1_199, START + 1_200.1)
+    assert check(replace(with_refusal(waited), unheard=[span], starved=[late])).blind_rejections == 0
     assert check(replace(with_refusal(refused()), unheard=[span])).blind_rejections == 0
     assert check(replace(with_refusal(waited), unheard=[replace(span, end=START + 1_201)])).blind_rejections == 0
 

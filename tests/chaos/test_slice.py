@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.cluster.layout import cache_root
-from hack.compile import PACKAGE, kept
+from hack.compile import PACKAGE, cached
 from tests.chaos.processes import faketime
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ def test_nothing_is_overspent_lost_or_doubled_whatever_goes_wrong() -> None:
     size = ["--routers", "20", "--requests", "100000", "--minutes", "5", "--database", "sqlite", "--fault-seconds", "3"]
     skew = [] if faketime() else ["--no-skew"]
     command = [sys.executable, "-m", "tests.chaos.run", *size, *skew]
-    environment = os.environ | {"PYTHONPATH": str(kept(cache_root() / "router", sys.executable, PACKAGE))}
+    environment = os.environ | {"PYTHONPATH": str(cached(PACKAGE))}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         said, _ = process.communicate(timeout=LONGEST_S)

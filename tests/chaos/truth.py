@@ -173,6 +173,8 @@ class Run:
     """When a router could not know: the ledger was down or its clock wrong, the router cut off or just started."""
     unheard: Sequence[Span] = ()
     """When a router had asked the ledger and was not answered yet, if that was long."""
+    starved: Sequence[Span] = ()
+    """When the process that watches had no time itself: what it saw then tells nothing of how long anybody waited."""
     stuck: Sequence[Stuck] = ()
     ledger_s: Sequence[float] = ()
     """How long ledgers took for each answer that came."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import cluster_tools
+from tests.builders.operator import Release, installed, ledger, routers
 from tests.cluster_tools import L40S, Cluster, gpu_node
 
 HERE = Path(__file__).parent
@@ -47,3 +48,14 @@ def gpu_nodes(control_plane: Cluster) -> Iterator[tuple[str, ...]]:
     nodes = [gpu_node("h100-0"), gpu_node("h100-1"), gpu_node("l40s-0", L40S), gpu_node("l40s-1", L40S)]
     with cluster_tools.fake_nodes(control_plane, *nodes) as names:
         yield names
+
+
+@pytest.fixture(scope="module")
+def release(
+    control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Release]:
+    """A release of a module's own with its ledger, and routers that answer as its tests tell them to."""
+    assert gpu_nodes
+    folder = tmp_path_factory.mktemp("release")
+    with installed(control_plane, folder, "release", "fleet") as made, ledger(made), routers(made):
+        yield made

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders.operator import Process, Release, installed, ledger, operator, routers
+from tests.builders.operator import Process, Release, operator
 from tests.builders.resources import Builder, PoolBuilder, make_budget, make_policy, make_pool
-from tests.cluster_tools import L40S, Cluster, eventually, fresh_namespace
+from tests.cluster_tools import L40S, eventually, fresh_namespace
 
 pytestmark = pytest.mark.cluster
 
@@ -73,16 +73,6 @@ class Fleet:
     def leader(self) -> str:
         lease = self.cluster.get("lease", "fairlead-operator", "-n", self.release.namespace)
         return str(lease["spec"].get("holderIdentity", ""))
-
-
-@pytest.fixture(scope="module")
-def release(
-    control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Release]:
-    assert gpu_nodes
-    folder = tmp_path_factory.mktemp("release")
-    with installed(control_plane, folder, "release", "fleet") as made, ledger(made), routers(made):
-        yield made
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
+from fairlead_operator.decide.facts import time_text
+from fairlead_router.contract import DrainReport
 from tests.builders.operator import Process, Release, ledger, operator
 from tests.builders.resources import Builder, PoolBuilder, make_budget, make_policy, make_pool
 from tests.cluster_tools import H100, L40S, Cluster, eventually, fake_nodes, fresh_namespace, gpu_node
@@ -301,6 +305,28 @@ def test_a_spot_node_that_is_reclaimed_gives_its_pod_away_at_once(fleet: Fleet) 
         why = "EC2 takes the spot instance back"
         assert told == [f"Node {node} is about to go ({why}): pod {old} drains, another one starts elsewhere."]
         fleet.cluster.kubectl("delete", "mpool", "spot", "-n", fleet.namespace)
+
+
+def test_how_a_pods_drain_went_is_told_though_it_is_gone_at_once(fleet: Fleet) -> None:
+    with own_nodes(fleet, "told-0") as label:
+        fleet.apply(make_pool("told").variant("own", nodeSelector=label).replicas(1))
+        fleet.becomes("mpool", "told", "Ready", ("True", "Ready"))
+        (pod,) = pods_of(fleet, "told")
+        report = DrainReport(requests=61, left=2, took_s=600.0, timeout_s=600.0)
+        words = {
+            "exitCode": 0,
+            "finishedAt": time_text(round(time.time() * 1000)),
+            "message": msgspec.json.encode(report).decode(),
+        }
+        router = {"name": "router", "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        status = {"phase": "Succeeded", "initContainerStatuses": [{**router, "state": {"terminated": words}}]}
+        patch = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        fleet.cluster.kubectl("patch", "pod", pod, "-n", fleet.namespace, *patch)
+        fleet.cluster.kubectl("delete", "pod", pod, "-n", fleet.namespace, "--force", "--grace-period=0")
+        eventually(lambda: [note for _, reason, note in fleet.events("told") if reason == "DrainTimedOut"])
+        (note,) = [note for _, reason, note in fleet.events("told") if reason == "DrainTimedOut"]
+        assert note.startswith(f"{pod}: 2 of 61 requests still ran after 10m (drainTimeout).")
+        fleet.cluster.kubectl("delete", "mpool", "told", "-n", fleet.namespace)
 
 
 def test_a_quota_that_refuses_pods_is_named_with_its_amounts(fleet: Fleet) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders.operator import Process, Release, installed, ledger, operator, routers
+from tests.builders.operator import Process, Release, operator
 from tests.builders.resources import Builder, PoolBuilder, make_pool
-from tests.cluster_tools import H100, L40S, Cluster, eventually
+from tests.cluster_tools import H100, L40S, eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -90,16 +90,6 @@ class Fleet:
         finally:
             stop.set()
             thread.join(30)
-
-
-@pytest.fixture(scope="module")
-def release(
-    control_plane: Cluster, gpu_nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Release]:
-    assert gpu_nodes
-    folder = tmp_path_factory.mktemp("release")
-    with installed(control_plane, folder, "release", "fleet") as made, ledger(made), routers(made):
-        yield made
 
 
 @pytest.fixture(scope="module")

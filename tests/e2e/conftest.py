@@ -1,4 +1,4 @@
-"""One cluster with a real node, Fairlead and the demo's fleet for all tests marked `e2e`."""
+"""What the tests marked `e2e` share: vLLM with its models; one cluster with a real node, Fairlead, the demo's fleet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import pytest
 from hack.demo import fleet, platform
 from hack.demo.kube import Kube
 from hack.demo.progress import Progress
+from hack.models.__main__ import make
+from hack.vllm import environment
 from tests import cluster_tools
 
 NAME = "e2e"
@@ -30,6 +32,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(COLD_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def vllm() -> environment.Environment:
+    """The CPU build of vLLM."""
+    return environment.install()
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder of the small models."""
+    return make()
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,19 @@ def stream(client: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]
     return [json.loads(event) for event in events[:-1]]
 
 
+def assert_streams_end_with_their_usage(client: httpx.Client) -> None:
+    """Ask for a chat and for a completion: each ends with the tokens it used, in a chunk of its own."""
+    messages = [{"role": "user", "content": "What does a token cost?"}]
+    chat = stream(client, "/v1/chat/completions", messages=messages, max_tokens=24)
+    plain = stream(client, "/v1/completions", prompt="A token costs", max_tokens=16)
+    assert chat[0]["choices"][0]["delta"]["role"] == "assistant"
+    for chunks, tokens in ((chat, 24), (plain, 16)):
+        assert chunks[-1]["choices"] == []
+        assert chunks[-1]["usage"]["completion_tokens"] == tokens
+        assert chunks[-1]["usage"]["prompt_tokens"] > 0
+        assert any(chunk["choices"][0]["finish_reason"] == "length" for chunk in chunks[:-1])
+
+
 def _await_health(process: "subprocess.Popen[bytes]", client: httpx.Client, path: Path, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:

@@ -1,9 +1,6 @@
 """API keys, and every kind of inference path, through the gateway to real vLLM."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,23 +46,10 @@ class Team:
         return Answer(int(status.split()[1]), {name.lower(): value for name, _, value in pairs}, body)
 
 
-def key_command(fleet: Fleet, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "fairlead_operator.cli.main", "key", *arguments, "-n", TEAM],
-        env={**os.environ, "KUBECONFIG": str(fleet.kube.kubeconfig)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def team(fairlead: Fleet) -> Iterator[Team]:
     fairlead.kube.kubectl("delete", "configmap", "fairlead-key-paths", "-n", TEAM, "--ignore-not-found")
-    words = key_command(fairlead, "create", "paths", "--feature", "paths").split()
+    words = fairlead.kube.fairlead("key", "create", "paths", "--feature", "paths", "-n", TEAM).split()
     key = next(word for word in words if word.startswith("fl_"))
     team = Team(fairlead, key)
     deadline = time.monotonic() + 30
@@ -132,7 +116,7 @@ def test_the_engines_other_paths_are_closed(team: Team) -> None:
 
 
 def test_a_revoked_key_stops_within_seconds(team: Team) -> None:
-    key_command(team.fleet, "revoke", "paths")
+    team.fleet.kube.fairlead("key", "revoke", "paths", "-n", TEAM)
     deadline = time.monotonic() + 30
     while team.ask("/tokenize", prompt="sea").status == 200:
         assert time.monotonic() < deadline, "the revoked key still opens the gateway"

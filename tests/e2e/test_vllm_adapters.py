@@ -13,7 +13,6 @@ import uvloop
 from fairlead_router.app import Place
 from fairlead_router.contract import AdapterConfig, PoolConfig, RouterConfig, WeightedPool
 from fairlead_router.policy import build_index
-from hack.models.__main__ import make
 from hack.vllm import environment
 from tests.builders.lora import write_adapter, write_nan_model
 from tests.builders.router import CARD, POOL, Station, chat, configuration, policy, route, station, until
@@ -29,16 +28,6 @@ FLAGS = (
 LORA = ("--enable-lora", "--max-lora-rank=8", "--max-loras=2", "--max-cpu-loras=64", "--max-num-seqs=1")
 """One sequence at a time: with more, vLLM 0.32 on a CPU applies an adapter to the bare model's requests beside it."""
 WORKERS = 4
-
-
-@pytest.fixture(scope="module")
-def vllm() -> environment.Environment:
-    return environment.install()
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    return make()
 
 
 @pytest.fixture

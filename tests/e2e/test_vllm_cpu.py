@@ -1,4 +1,4 @@
-"""Real vLLM on a CPU with each of the small models, over a Unix socket: what the demo's pods run."""
+"""The small models: the larger one in real vLLM on a CPU, over a Unix socket, and how all of them are made."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import pytest
 
 from hack.images.cache import REPOSITORY
 from hack.images.host import run
-from hack.models.__main__ import make
 from hack.vllm import environment
-from tests.e2e.engines import engine, stream
+from tests.e2e.engines import assert_streams_end_with_their_usage, engine
 
 pytestmark = pytest.mark.e2e
 
@@ -16,39 +15,14 @@ FLAGS = (
     *("--enforce-eager", "--dtype=float32", "--block-size=32"),
     *("--kv-cache-memory-bytes=16M", "--max-model-len=2048", "--served-model-name=chat"),
 )
-NGRAM = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}')
 
 
-@pytest.fixture(scope="module")
-def vllm() -> environment.Environment:
-    return environment.install()
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    return make()
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [("tiny", ()), ("tiny", NGRAM), ("small", ()), ("tiny-int8", ())],
-    ids=["tiny", "tiny-ngram", "small", "tiny-int8"],
-)
-def test_a_stream_of_real_vllm_ends_with_the_tokens_it_used(
-    name: str, flags: tuple[str, ...], vllm: environment.Environment, models: Path, tmp_path: Path
+def test_a_stream_of_the_larger_model_ends_with_the_tokens_it_used(
+    vllm: environment.Environment, models: Path, tmp_path: Path
 ) -> None:
-    messages = [{"role": "user", "content": "What does a token cost?"}]
-    arguments = [str(models / name), f"--uds={tmp_path}/engine.sock", *FLAGS, *flags]
+    arguments = [str(models / "small"), f"--uds={tmp_path}/engine.sock", *FLAGS]
     with engine(vllm, tmp_path, arguments) as client:
-        chat = stream(client, "/v1/chat/completions", messages=messages, max_tokens=24)
-        plain = stream(client, "/v1/completions", prompt="A token costs", max_tokens=16)
-    assert chat[0]["choices"][0]["delta"]["role"] == "assistant"
-    for chunks, tokens in ((chat, 24), (plain, 16)):
-        assert chunks[-1]["choices"] == []
-        assert chunks[-1]["usage"]["completion_tokens"] == tokens
-        assert chunks[-1]["usage"]["prompt_tokens"] > 0
-        assert any(chunk["choices"][0]["finish_reason"] == "length" for chunk in chunks[:-1])
+        assert_streams_end_with_their_usage(client)
 
 
 def test_the_same_recipe_writes_the_same_models(vllm: environment.Environment, models: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What real vLLM does with the engine settings of a ModelPool: quantised checkpoints, drafts, the prefix cache.
 
-Every engine is started with the arguments that the operator renders, on a CPU, one after the other.
+Every engine is started with the arguments that the operator renders, on a CPU. One serves all tests of what it can.
 FAIRLEAD_FEATURES=all adds the slower ones.
 """
 
@@ -28,10 +28,15 @@ from fairlead_router.contract import EngineSignals, Signals
 from fairlead_router.drafting import Drafting, show_drafting
 from fairlead_router.engine_load import read_engine
 from fairlead_router.telemetry import Telemetry
-from hack.models.__main__ import make
 from hack.vllm import environment
 from tests.builders.resources import PoolBuilder, make_pool
-from tests.e2e.engines import EngineEndedError, engine, errors_of, stream
+from tests.e2e.engines import (
+    EngineEndedError,
+    assert_streams_end_with_their_usage,
+    engine,
+    errors_of,
+    stream,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 everything = pytest.mark.skipif(os.environ.get("FAIRLEAD_FEATURES") != "all", reason="needs FAIRLEAD_FEATURES=all")
@@ -48,16 +53,6 @@ NO_4_BITS = "cpu_gemm_wna16"
 """The kernel of 4-bit weights; vLLM's CPU build has it for AVX-512 only."""
 NO_FP8 = "static_scaled_fp8_quant"
 """The kernel of FP8 with one scale for a tensor; vLLM's CPU build has none."""
-
-
-@pytest.fixture(scope="module")
-def vllm() -> environment.Environment:
-    return environment.install()
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    return make()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +120,37 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def plain(vllm: environment.Environment, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+def own(
+    vllm: environment.Environment, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     """The model as it is, which drafts for itself."""
     drafts = {"method": "draft_model", "tokens": 3, "model": f"{CLAIM}/tiny"}
-    with Starter(vllm, models, tmp_path_factory.mktemp("plain")).start(chat(speculativeDecoding=drafts), "tiny") as own:
-        answered(own, 2, "Warm.")
-        before, hits, queries = told(own), counter(own, HITS), counter(own, QUERIES)
-        return Shown(
-            first=answered(own, 96),
-            second=answered(own, 96),
-            before=before,
-            after=told(own),
-            hits=counter(own, HITS) - hits,
-            queries=counter(own, QUERIES) - queries,
-            likelihoods=likelihoods(own),
-        )
+    starter = Starter(vllm, models, tmp_path_factory.mktemp("plain"))
+    with starter.start(chat(speculativeDecoding=drafts), "tiny") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain(own: httpx.Client) -> Shown:
+    """What the model as it is showed."""
+    answered(own, 2, "Warm.")
+    before, hits, queries = told(own), counter(own, HITS), counter(own, QUERIES)
+    return Shown(
+        first=answered(own, 96),
+        second=answered(own, 96),
+        before=before,
+        after=told(own),
+        hits=counter(own, HITS) - hits,
+        queries=counter(own, QUERIES) - queries,
+        likelihoods=likelihoods(own),
+    )
 
 
 # --- drafts and the prefix cache ---
+
+
+def test_a_stream_ends_with_the_tokens_it_used(own: httpx.Client) -> None:
+    assert_streams_end_with_their_usage(own)
 
 
 def test_a_draft_model_that_is_the_model_itself_has_about_everything_kept(plain: Shown, record_property: Any) -> None:
@@ -213,6 +221,9 @@ class TestInt8WithNgrams:
         record_property("correlation", alike)
         assert alike > 0.95
 
+    def test_a_stream_ends_with_the_tokens_it_used(self, int8: httpx.Client) -> None:
+        assert_streams_end_with_their_usage(int8)
+
     def test_ngrams_are_drafted_and_kept_and_the_operator_says_what_they_bring(
         self, int8: httpx.Client, record_property: Any
     ) -> None:
@@ -262,12 +273,12 @@ def while_full(client: httpx.Client) -> Iterator[EngineSignals]:
     """Readings from when six sequences run until one of them has ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and told(client).running < 6:
-        time.sleep(0.01)
+        time.sleep(0.05)
     # The first reading may be of the step that the sixth joined, when two or fewer had drafts still.
     time.sleep(0.05)
     while time.monotonic() < deadline and (now := told(client)).running == 6:
         yield now
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 # --- quantised checkpoints ---
@@ -296,7 +307,7 @@ def test_a_quantised_checkpoint_is_served_like_the_model_it_was_made_of(  # noqa
     try:
         with Starter(vllm, models, tmp_path).start(chat(flags, quantization={"weights": weights}), name) as client:
             found = likelihoods(client)
-            answered(client, 16)
+            assert_streams_end_with_their_usage(client)
     except (EngineEndedError, AssertionError, httpx.HTTPError):
         said = errors_of(tmp_path)
         if lacks and any(lacks in one for one in said) and (lacks == NO_FP8 or not HAS_AVX512):

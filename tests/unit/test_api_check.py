@@ -102,6 +102,21 @@ def test_what_the_server_refuses_is_refused_here_once(misuse: Misuse) -> None:
             "is true. It must be a whole number.",
         ),
         (
+            make_pool("chat").engine(extraArgs=["--seed=1", "-tp=2"]).obj(),
+            ("spec", "engine", "extraArgs", 1),
+            'is "-tp=2". Write --name or --name=value. It must match ^--[a-z0-9][a-z0-9.-]*(=.*)?$.',
+        ),
+        (
+            make_policy("p").spec(models=["a b"]).obj(),
+            ("spec", "models", 0),
+            'is "a b". It must match ^[A-Za-z0-9][A-Za-z0-9._:/-]*$.',
+        ),
+        (
+            make_pool("chat").engine(quantization={"kvCache": "FP8 e4m3"}).obj(),
+            ("spec", "engine", "quantization", "kvCache"),
+            'is "FP8 e4m3". Type of the KV cache (--kv-cache-dtype). It must match ^[a-z0-9_-]+$.',
+        ),
+        (
             make_pool("chat").without("model").obj(),
             ("spec", "model"),
             "is missing. Add it: checkpoint that the replicas load.",

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from fairlead_operator.api.v1alpha1 import ScalingReason
 from fairlead_operator.decide.autoscale import STEADY, CapBound, Memory, Observation, Wish, step
+from fairlead_operator.performance.curve import Curve
+from fairlead_operator.performance.step import Objectives
 from tests.builders.autoscale import START, TICK_MS, USD, Pool, observation, settings, variant
 
 HOUR = 3600.0
@@ -36,6 +38,15 @@ def test_a_step_is_answered_within_half_a_minute() -> None:
     pool = settled(37.0, hours=2)
     pool.run(30, 75.0)
     assert pool.current >= 7
+
+
+@pytest.mark.parametrize(("attainment", "left"), [(0.99, 4), (0.9, 3)])
+def test_nothing_is_taken_away_that_would_soon_be_taken_back(attainment: float, left: int) -> None:
+    # Three replicas would let 9 % miss: more than 5 %, and less than twice what 90 % allow. A miss is hardly paid for.
+    pool = settled(34.5, current=4, objectives=Objectives(2.0, 0.05, attainment))
+    cheap = replace(pool.memory.misses, finished=1e7, missed=0.0, age_s=86_400.0, base=math.log(1.5))
+    pool.memory = replace(pool.memory, misses=cheap)
+    assert pool.run(HOUR / 2, 34.5).replicas == left
 
 
 def test_slow_swings_are_served_with_few_changes_and_at_little_more_than_they_need() -> None:
@@ -222,6 +233,30 @@ def test_budgets_bound_what_is_added() -> None:
     assert "The budgets leave 12.000000 USD/h." in wish.message
 
 
+def test_what_budgets_do_not_leave_goes_at_once_whatever_is_asked() -> None:
+    pool = settled(75.0, hours=1, current=8)
+    pool.given = replace(pool.given, spend_cap_per_hour=12 * USD)
+    wish = pool.tick(300.0, waiting=5000, complete=False)
+    assert (wish.replicas, wish.reason, wish.bound_by) == (4, ScalingReason.MAX_REPLICAS, CapBound.SPEND)
+    assert wish.because == "the budgets leave 12.000000 USD/h"
+    assert "The budgets leave 12.000000 USD/h." in wish.message
+
+
+def test_without_money_the_minimum_stays_or_a_single_replica() -> None:
+    for minimum, left in ((0, 1), (3, 3)):
+        pool = settled(75.0, hours=1, current=8, minimum=minimum)
+        pool.given = replace(pool.given, spend_cap_per_hour=0)
+        assert pool.tick(75.0).replicas == left
+
+
+def test_of_two_variants_the_set_stays_that_the_budgets_pay_and_costs_least() -> None:
+    dear, cheap = variant("h100", 3), variant("l40s", 3, price=USD, curves=((1, Curve((2.0, 3.0), (1.0, 0.0))),))
+    given_ = settings(dear, cheap, spend_cap_per_hour=7 * USD)
+    _, wish = step(Memory(START), observation(START + TICK_MS, 100), given_)
+    assert sum(number * price for (_, number), price in zip(wish.counts, (3, 1), strict=True)) <= 7
+    assert wish.replicas >= 2
+
+
 def test_the_cost_of_a_thousand_requests_bounds_what_is_added() -> None:
     # 75 requests/s are 270 thousand an hour: at 0.05 USD a thousand they pay for 13.50 USD/h.
     pool = settled(75.0, hours=1, max_cost_per_thousand=USD // 20)
@@ -367,9 +402,9 @@ def test_whatever_routers_say_the_bounds_hold(rounds: list[Observation], low: in
         )
         memory, wish = step(memory, seen, given_)
         assert low <= wish.replicas <= high
-        if wish.replicas > max(current, low, 1) and cap is not None:
+        if wish.replicas > max(low, 1) and cap is not None:
             assert wish.replicas * 3 * USD <= cap
-        if not seen.complete:
+        if not seen.complete and (cap is None or current * 3 * USD <= cap):
             assert wish.replicas >= current
         assert wish.message
         assert math.isfinite(wish.forecast_high)

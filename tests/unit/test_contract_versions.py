@@ -19,6 +19,9 @@ from tests.golden_files import GOLDEN, assert_golden
 
 LITERALS = ("Unit", "Per", "Enforcement", "Verdict", "Priority", "Action", "Trouble", "Period", "Attempt", "Basis")
 
+BOTH = [name for name in MESSAGES if hasattr(previous, name)]
+"""What both releases say; a message of this one alone is written by it and read by it, or passed over."""
+
 
 def recorded(which: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((GOLDEN / f"contract/{which}.json").read_text(encoding="utf-8"))
@@ -38,13 +41,13 @@ def test_the_documents_of_both_contracts_are_as_recorded() -> None:
     assert recorded("previous") == documents(previous), "the former contract's documents never change in a release"
 
 
-@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("name", BOTH)
 def test_this_release_reads_what_the_one_before_says_and_loses_nothing(name: str) -> None:
     said = recorded("previous")[name]
     assert covers(plain(decoded(contract, name, said)), said)
 
 
-@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("name", BOTH)
 def test_the_release_before_reads_what_this_one_says(name: str) -> None:
     said = recorded("present")[name]
     understood = plain(decoded(previous, name, said))
@@ -53,7 +56,7 @@ def test_the_release_before_reads_what_this_one_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", [contract, previous], ids=["present", "previous"])
-@pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.parametrize("name", BOTH)
 def test_members_that_a_release_does_not_know_are_passed_over(name: str, module: types.ModuleType) -> None:
     said = documents(module)[name]
     assert decoded(module, name, with_strangers(said)) == decoded(module, name, said)

@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from fairlead_operator.api.structural import UnsupportedSchemaError, root_schema, structural
 from fairlead_operator.api.v1alpha1 import KINDS, Kind, KubeModel
 from hack import crds
 from tests.builders.misuses import Misuse, rule_misuses, schema_misuses, server_misuses
@@ -12,7 +13,7 @@ from tests.builders.resources import make_budget, make_policy, make_pool
 from tests.builders.schemas import broken_rules, defaulted, schema_errors
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCHEMAS = {kind.kind: crds.root_schema(kind) for kind in KINDS}
+SCHEMAS = {kind.kind: root_schema(kind) for kind in KINDS}
 GOOD = {
     f"{document['kind']} {document['metadata']['name']}": document
     for file in sorted(EXAMPLES.glob("*.yaml"))
@@ -163,8 +164,8 @@ class Odd(KubeModel):
     ("model", "words"), [(Loop, "contains itself"), (Either, "a union"), (Odd, "a structural schema has no multipleOf")]
 )
 def test_what_a_structural_schema_cannot_say_is_refused(model: type[KubeModel], words: str) -> None:
-    with pytest.raises(crds.UnsupportedSchemaError, match=words):
-        crds.structural(model)
+    with pytest.raises(UnsupportedSchemaError, match=words):
+        structural(model)
 
 
 class Mixed(KubeModel):
@@ -173,7 +174,7 @@ class Mixed(KubeModel):
 
 
 def test_bounds_are_written_as_openapi_3_0_and_absence_is_not_null() -> None:
-    assert crds.structural(Mixed)["properties"]["kept"] == {
+    assert structural(Mixed)["properties"]["kept"] == {
         "description": "Kept.",
         "type": "integer",
         "exclusiveMaximum": True,

@@ -58,6 +58,16 @@ def test_a_seed_comes_from_the_models_name_and_the_nodes_accelerator() -> None:
     assert "GB on 1 × H100" in known(chat()).reason
 
 
+@pytest.mark.parametrize(
+    ("product", "tokens"), [("NVIDIA-L4", 2048), ("NVIDIA-A100-SXM4-80GB", 2048), ("NVIDIA-B200", 16384)]
+)
+def test_an_engines_step_is_as_large_as_vllm_takes_it_on_the_accelerator(product: str, tokens: int) -> None:
+    builder = chat(nodeSelector={"nvidia.com/gpu.product": product})
+    engine = engine_now(known(builder), builder.parsed().spec, builder.parsed().spec.variants[0])
+    assert engine is not None
+    assert engine.token_budget == tokens
+
+
 def test_a_label_of_the_nodes_names_the_accelerator_where_the_variant_selects_none() -> None:
     assert known(chat(nodeSelector={}), "eu-west-1", H100).seed is not None
 

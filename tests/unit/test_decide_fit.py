@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fairlead_operator.api.v1alpha1 import Engine, EventReason, Reason, Variant
 from fairlead_operator.api.v1alpha1.modelpool import Parallelism, Quantization
-from fairlead_operator.decide.accelerator import memory_of
+from fairlead_operator.decide.accelerator import candidates_on_record, memory_of
 from fairlead_operator.decide.facts import NodeFact
 from fairlead_operator.decide.fit import (
     GIB,
@@ -23,6 +23,7 @@ from fairlead_operator.decide.fit import (
 )
 from fairlead_operator.performance.model_config import well_known
 from fairlead_operator.performance.seeds import QUANTIZATIONS, ModelFacts, Unknown, accelerators, hardware_named
+from tests.builders.resources import make_pool
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 LARGE = "meta-llama/Llama-3.1-70B-Instruct"
@@ -346,3 +347,31 @@ def test_a_slice_has_the_memory_of_its_name() -> None:
 def test_a_driver_reports_about_what_the_data_sheet_says() -> None:
     for one in accelerators().values():
         assert 0.93 < one.driver_mib * 2**20 / one.memory < 1.10, one.name
+
+
+@pytest.mark.parametrize(
+    ("uri", "weights", "warned"),
+    [
+        ("hf://meta-llama/Llama-3.1-8B-Instruct", "awq", True),
+        ("hf://meta-llama/Llama-3.1-8B-Instruct", "compressed-tensors", True),
+        ("hf://meta-llama/Llama-3.1-8B-Instruct", "fp8", False),
+        ("hf://acme/Llama-3.1-8B-Instruct-AWQ", "awq", False),
+        ("hf://acme/Llama-3.1-8B-Legal", "awq", False),
+        ("hf://acme/legal", "awq", False),
+        ("pvc://models/Llama-3.1-8B-Instruct", "awq", False),
+        ("hf://meta-llama/Llama-3.1-8B-Instruct", "from_a_plugin", False),
+        ("hf://meta-llama/Llama-3.1-8B-Instruct", None, False),
+    ],
+)
+def test_a_format_that_a_well_known_checkpoint_does_not_have_is_warned_of(
+    uri: str, weights: str | None, warned: bool
+) -> None:
+    pool = (
+        make_pool("chat")
+        .model(uri=uri)
+        .variant("h100", nodeSelector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"})
+    )
+    pool = pool.engine(maxContextTokens=8192, **({"quantization": {"weights": weights}} if weights else {}))
+    found = [one for one in judge(candidates_on_record(pool.parsed().spec)).problems if one.reason == "MayNotLoad"]
+    assert bool(found) is warned
+    assert all(one.warning and "by its name the checkpoint is not quantised" in one.message for one in found)

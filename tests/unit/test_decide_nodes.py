@@ -150,7 +150,9 @@ def test_a_pod_that_the_kubelet_refused_says_why_though_it_has_ended() -> None:
     }
     body["status"] |= refused
     fact = pod_fact(body)
-    assert taken_pods([fact, pod("b")], "ai-platform/chat-8b") == (fact,)
+    assert fact.ended_ms is not None
+    assert taken_pods([fact, pod("b")], "ai-platform/chat-8b", fact.ended_ms + 300_000) == (fact,)
+    assert taken_pods([fact], "ai-platform/chat-8b", fact.ended_ms + 301_000) == (), "its object stays for days"
     assert fact.taken == f"{refused['reason']}: {refused['message']}"
 
 

@@ -21,6 +21,6 @@ def test_what_changed_between_the_versions_is_said() -> None:
     for words in (
         "`--watchdog-config`",
         "`--kv-cache-dtype` takes any value",
-        "`--spec-method` takes `step5_mtp` no longer takes",
+        "`--spec-method` takes `step5_mtp` and no longer takes `medusa`",
     ):
         assert words in changes

@@ -90,7 +90,7 @@ def test_a_missing_program_is_named_with_its_package(programs: Path) -> None:
     said = texts(doctor.packages("node"))
     assert "containerd is missing: apt-get install containerd (at least 1.6)" in said
     assert "nsenter is missing: apt-get install util-linux (at least 2.38)" in said
-    assert "curl is missing: apt-get install curl" in said.splitlines()
+    assert "curl is missing: apt-get install curl (at least 7.88)" in said.splitlines()
 
 
 def test_a_plane_needs_no_container_runtime(programs: Path) -> None:
@@ -121,6 +121,25 @@ def test_what_only_tests_need_is_a_note_and_stops_nothing(programs: Path, monkey
         (programs / version / "bin").mkdir(parents=True)
         program(programs / version / "bin", "postgres", f"postgres (PostgreSQL) {version}.4")
     assert doctor.tests_lack() == []
+
+
+def test_a_python_without_headers_compiles_nothing_and_is_told_to_tests_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "TEST_PACKAGES", ())
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
+    assert texts(doctor.tests_lack()) == "Python has no headers (Python.h): apt-get install python3-dev"
+    assert "for some tests Python has no headers" in " ".join(doctor.notes())
+    (tmp_path / "Python.h").touch()
+    assert doctor.tests_lack() == []
+
+
+def test_a_library_is_found_wherever_the_machine_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", (Package("libnuma1", f"{tmp_path}/*/libnuma.so.1"),))
+    assert texts(doctor.packages("node")) == f"{tmp_path}/*/libnuma.so.1 is missing: apt-get install libnuma1"
+    (tmp_path / "x86_64-linux-gnu").mkdir()
+    (tmp_path / "x86_64-linux-gnu" / "libnuma.so.1").touch()
+    assert doctor.packages("node") == []
 
 
 def test_an_old_go_is_named(programs: Path) -> None:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,25 @@ def test_what_could_not_be_compiled_leaves_what_was_there(tmp_path: Path) -> Non
     with pytest.raises(subprocess.CalledProcessError):
         kept(tmp_path / "cache", python, package)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_two_at_a_time_compile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def make(folder: Path, python: str, package: Path) -> None:
+        del python, package
+        made.append(folder)
+        asked.wait()
+        time.sleep(0.1)
+        folder.mkdir()
+
+    monkeypatch.setattr(compiler, "compile_into", make)
+    package, asked = sources(tmp_path), threading.Barrier(2, timeout=10)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kept, tmp_path / "cache", sys.executable, package)
+        asked.wait()
+        second = pool.submit(kept, tmp_path / "cache", sys.executable, package)
+    assert [first.result(), second.result()] == 2 * made
 
 
 def test_the_cache_compiles_once_and_keeps_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

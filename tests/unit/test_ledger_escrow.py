@@ -26,6 +26,7 @@ from fairlead_operator.ledger.escrow import (
     recalling,
     standing,
 )
+from fairlead_operator.ledger.exchange import patient
 from fairlead_operator.ledger.places import Resolver, account_id
 from fairlead_operator.ledger.write_off import write_off
 from fairlead_operator.tokens import Identity
@@ -292,6 +293,22 @@ def test_a_missing_message_is_asked_for(ledger: SqliteLedger) -> None:
     one.seq = 4
     assert (refused(one.raw()).status, refused(one.again()).expected) == (409, 2)
     assert refused(ledger.sync(caller("x"), SyncRequest(session="new", seq=7))).expected == 1
+
+
+@pytest.mark.parametrize(
+    "hurry",
+    [
+        {"holdings": (Holding(account=ONE, charged=3), Holding(account=ONE, klass=0, need=1, first=1))},
+        {"asks": (Ask(budget="team-a/monthly", namespace="", need=1, first=1),)},
+        {"close": Close(complete=True)},
+        {"replay": True},
+        {"rewind": True},
+    ],
+)
+def test_only_a_message_that_nobody_waits_for_is_patient(hurry: dict[str, Any]) -> None:
+    report = SyncRequest(session="s1", seq=2, holdings=(Holding(account=ONE, charged=3, want=50),), usage=(line(),))
+    assert patient(report)
+    assert not patient(msgspec.structs.replace(report, **hurry))
 
 
 def test_rewound_messages_do_not_ask(ledger: SqliteLedger) -> None:

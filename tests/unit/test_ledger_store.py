@@ -83,11 +83,10 @@ def count(connection: Connection) -> int:
 
 def test_the_values_of_a_row_have_one_order_on_all_databases() -> None:
     holdings = [sql.ADD_HOLDING, sql.PUT_HOLDING, sql.DELETE_HOLDING]
-    writes = [sql.PUT_ACCOUNT, sql.PUT_MOVED, *holdings, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
+    writes = [sql.PUT_ACCOUNT, *holdings, sql.ADD_USAGE, sql.ADD_BIN, sql.PUT_SESSION]
     for statement in writes:
         assert statement["sqlite"].order == statement["postgresql"].order
     assert sql.PUT_ACCOUNT["sqlite"].order == (*Account.__struct_fields__, "account")
-    assert sql.PUT_MOVED["sqlite"].order == ("held", "charged", "cap_high", "account")
     assert sql.ADD_HOLDING["sqlite"].order[3:] == Row.__struct_fields__
     assert sql.PUT_HOLDING["sqlite"].order[:5] == Row.__struct_fields__
     assert sql.ADD_USAGE["sqlite"].order[2:] == sql.SUMS
@@ -176,12 +175,57 @@ async def test_items_of_one_handler_are_given_to_it_together_in_their_order(path
         return [2 * item for item in items]
 
     first = store.submit(lambda _connection: gate.wait(10))
-    waiting = asyncio.gather(*(store.apply(doubled, number, alone=False) for number in range(10)))
+    waiting = asyncio.gather(*(store.apply(doubled, number, alone=False, patient=False) for number in range(10)))
     await asyncio.sleep(0)
     gate.set()
     assert await waiting == [2 * number for number in range(10)]
     assert first.result(10)
     assert given == [list(range(10))]
+    await asyncio.to_thread(store.close)
+
+
+async def test_what_nobody_waits_for_waits_for_others_but_never_holds_them_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairlead_operator.ledger.store.PACE_S", 3600.0)
+    store = Store(path)
+    given: list[list[str]] = []
+
+    def stored(connection: Connection, items: Sequence[str]) -> list[str]:
+        given.append(list(items))
+        return [put(item)(connection) for item in items]
+
+    def say(item: str, *, patient: bool = True) -> "asyncio.Future[str]":
+        return asyncio.ensure_future(store.apply(stored, item, alone=False, patient=patient))
+
+    assert await say("idle ledgers wait for nobody") == "idle ledgers wait for nobody"
+    reports = [say("b"), say("c")]
+    await asyncio.sleep(0.05)
+    assert not any(report.done() for report in reports)
+    assert await say("ask", patient=False) == "ask"
+    assert await asyncio.gather(*reports) == ["b", "c"]
+    last = say("told before the end")
+    await asyncio.sleep(0)
+    await asyncio.to_thread(store.close)
+    assert await last == "told before the end"
+    assert given[1:] == [["b", "c", "ask"], ["told before the end"]]
+
+
+async def test_many_that_nobody_waits_for_are_written_once_they_fill_a_group(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairlead_operator.ledger.store.PACE_S", 3600.0)
+    store = Store(path)
+    rounds: list[int] = []
+
+    def counted(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        rounds.append(len(items))
+        return items
+
+    assert await store.apply(counted, 0, alone=False, patient=True) == 0
+    full = [store.apply(counted, number, alone=False, patient=True) for number in range(GROUP)]
+    assert await asyncio.gather(*full) == list(range(GROUP))
+    assert rounds == [1, GROUP]
     await asyncio.to_thread(store.close)
 
 
@@ -193,7 +237,8 @@ async def test_an_item_that_breaks_fails_alone_and_one_whose_caller_went_away_is
         return [put("" if item == "bad" and 1 / 0 else item)(connection) for item in items]
 
     store.submit(lambda _connection: gate.wait(10))
-    waiting = [asyncio.ensure_future(store.apply(stored, item, alone=False)) for item in ("a", "bad", "gone", "b")]
+    items = ("a", "bad", "gone", "b")
+    waiting = [asyncio.ensure_future(store.apply(stored, item, alone=False, patient=False)) for item in items]
     await asyncio.sleep(0)
     waiting[2].cancel()
     gate.set()

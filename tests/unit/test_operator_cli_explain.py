@@ -119,6 +119,22 @@ def test_what_needs_a_look_is_said_with_its_reason() -> None:
     assert "MaxReplicas limits it" in lines(pool)[0]
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "shown"),
+    [
+        ("True", "RollingOut", False),
+        ("False", "Complete", False),
+        ("False", "Undone", False),
+        ("False", "NoCapacityForSurge", True),
+        ("False", "StartupTimedOut", True),
+        ("False", "RolledBack", True),
+    ],
+)
+def test_a_rollout_that_is_stuck_or_was_taken_back_needs_a_look(status: str, reason: str, shown: bool) -> None:
+    pool = chat(conditions=[condition("Progressing", status, reason, "Words.")]).parsed()
+    assert troubles(pool) == ([f"Progressing={status}/{reason}: Words."] if shown else [])
+
+
 def test_a_pool_whose_number_others_write_says_so_and_one_without_a_status_says_what_is_known() -> None:
     text = lines(make_pool("new").replicas(3).parsed())
     assert text == [

@@ -1,5 +1,6 @@
 """No object that a user may write keeps the routers, or the ledger, from what all the others need."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,13 +25,16 @@ from tests.builders.resources import BudgetBuilder, PoolBuilder, make_budget, ma
 GOOD = make_budget("good")
 
 
-def picture(pool: PoolBuilder, *budgets: BudgetBuilder, **annotations: str) -> Picture:
+def picture(pool: PoolBuilder, *budgets: BudgetBuilder, args: Sequence[str] = (), **annotations: str) -> Picture:
+    """Of a pool whose engines run with ``args``."""
     notes = {
         CONTEXT: annotations.get("context", ""),
         COLD_START: annotations.get("cold_start", ""),
         CONCURRENCY: annotations.get("concurrency", ""),
     }
-    children = {("Deployment", "ai-platform", "chat-l40s"): {"metadata": {"annotations": notes}}}
+    template = {"spec": {"containers": [{"name": "engine", "args": ["/models/chat", *args]}]}}
+    deployment = {"metadata": {"annotations": notes}, "spec": {"template": template}}
+    children = {("Deployment", "ai-platform", "chat-l40s"): deployment}
     policy, parsed = make_policy("chat").parsed(), [one.parsed() for one in budgets]
     snapshot = Snapshot(
         pools={"ai-platform/chat": pool.parsed()},
@@ -68,6 +72,24 @@ def test_an_annotation_that_somebody_wrote_is_no_measurement(text: str) -> None:
 def test_what_the_leader_measured_is_taken_from_the_annotations() -> None:
     (pool,) = compiled(picture(chat(), context="8192", cold_start="91000")).pools
     assert (pool.max_context_tokens, pool.cold_start_s) == (8192, 91)
+
+
+def test_routers_are_told_what_the_engines_run_with_not_what_the_spec_would_have() -> None:
+    wanted = chat().engine(maxSequences=512, maxContextTokens=65_536)
+    (kept,) = compiled(picture(wanted, args=["--max-num-seqs=64", "--max-model-len=32768"])).pools
+    assert (kept.slots, kept.max_context_tokens) == (64, 32_768), "a revision was taken back, or is refused"
+    (bare,) = compiled(picture(wanted, context="8192")).pools
+    assert (bare.slots, bare.max_context_tokens) == (256, 8192), "vLLM's and the checkpoint's own"
+    (first,) = compiled(picture(make_pool("chat").variant("h100").engine(maxSequences=512))).pools
+    assert first.slots == 512, "it has no Deployment yet"
+    (two,) = compiled(picture(wanted.variant("h100"), args=["--max-num-seqs=1024"])).pools
+    assert two.slots == 512, "of the variants the smallest"
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "9" * 30, "0", "²"])
+def test_an_engines_argument_that_is_no_number_counts_as_none(text: str) -> None:
+    (pool,) = compiled(picture(chat(), args=[f"--max-num-seqs={text}", f"--max-model-len={text}"])).pools
+    assert (pool.slots, pool.max_context_tokens) == (256, 0)
 
 
 def test_what_a_replica_should_run_at_once_is_told_to_routers_of_pools_with_objectives() -> None:

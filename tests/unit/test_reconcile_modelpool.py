@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from prometheus_client import generate_latest
 
 from fairlead_operator.config_feed import ConfigFeed
-from fairlead_operator.decide.facts import NodeFact, pod_fact, time_text
+from fairlead_operator.decide.facts import NodeFact, PodFact, pod_fact, time_text
 from fairlead_operator.decide.node_prices import OpenCostSource
 from fairlead_operator.decide.rates import PoolCard, Rates, card_of
 from fairlead_operator.decide.signals import Report
@@ -32,8 +33,8 @@ from fairlead_operator.reconcile.statuses import Statuses
 from fairlead_operator.settings import read_settings
 from fairlead_operator.signals.scrape import Scraper
 from fairlead_operator.telemetry import Telemetry
-from fairlead_router.contract import CardRow, PoolSignals, PutCards, Signals
-from tests.builders.decisions import NOW, pod_object
+from fairlead_router.contract import CardRow, DrainReport, PoolSignals, PutCards, Signals
+from tests.builders.decisions import NOW, pod, pod_object
 from tests.builders.resources import PoolBuilder, make_pool
 from tests.fakes.api_server import FakeApiServer, Fault
 from tests.fakes.clock import FakeClock
@@ -63,6 +64,7 @@ class View(Cluster):
     def __init__(self, server: FakeApiServer) -> None:
         self._server = server
         self.pods: list[dict[str, Any]] = []
+        self.gone: list[PodFact] = []
         self.nodes: list[NodeFact] = []
         self.updated = 1
         self.builder: PoolBuilder | None = make_pool("chat-8b").variant("h100").autoscaling(8)
@@ -80,6 +82,7 @@ class View(Cluster):
             raw={KEY: raw},
             nodes={node.name: node for node in self.nodes},
             pods=tuple(pod_fact(body) for body in self.pods),
+            gone=tuple(self.gone),
             created_ms={f"ai-platform/{one['metadata']['name']}": one["created"] for one in self.pods},
             children={} if live is None else {("Deployment", "ai-platform", "chat-8b-h100"): live},
         )
@@ -208,6 +211,24 @@ async def test_a_start_that_was_watched_is_told_and_measured_once(desk: Desk) ->
         await desk.reconcile(KEY)
     assert desk.events.count("ReplicaReady") == 2
     assert desk.context.books.pools["ai-platform/chat-8b"].starts.measured == {"h100": (90_000,)}
+
+
+async def test_how_a_drain_went_is_told_once_though_the_pod_is_gone_by_then(desk: Desk) -> None:
+    report = DrainReport(requests=61, took_s=191.6, timeout_s=600.0)
+    words = msgspec.json.encode(report).decode()
+    await desk.reconcile(KEY)
+    desk.view.pods.append({**pod_object("ends", last_words=words), "created": NOW})
+    await desk.reconcile(KEY)
+    desk.view.pods.clear()
+    desk.view.gone = [pod("ends", last_words=words), pod("went", last_words=words)]
+    for _ in range(70):
+        await desk.reconcile(KEY)
+        await desk.clock.advance(10)
+    notes = [body["note"] for place, body in desk.server._objects.items() if place[0] == "events"]
+    assert [note for note in notes if "cut" in note] == [
+        "ends: 61 requests ended in 3m12s of 10m, 0 cut",
+        "went: 61 requests ended in 3m12s of 10m, 0 cut",
+    ]
 
 
 async def test_each_variant_has_its_own_cold_start_and_callers_hear_of_the_longest(desk: Desk) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.kube.api import Api
+from fairlead_operator.reconcile.pool_facts import Facts
 from fairlead_operator.reconcile.rollouts import Rollouts, words_of
 from fairlead_operator.settings import read_settings
 from fairlead_router.contract import Signals
@@ -22,15 +23,20 @@ async def test_rollouts_go_on_whoever_leads(check: Callable[[Api, str], Awaitabl
         await check(Api(session, server.url), "default")
 
 
+async def _second_revision_fails(api: Api) -> Facts:
+    """A pool whose second revision has a pod that crashes."""
+    world = await World(api, "default", pool_of("h100")).begin()
+    await world.step()
+    await world.step(world.member(1))
+    world.builder = world.builder.engine(maxSequences=64)
+    await world.step(world.member(1))
+    return await world._facts((world.member(1), world.broken(2)))
+
+
 async def test_a_history_that_may_not_be_read_is_said_and_nothing_is_changed() -> None:
     async with FakeApiServer().running() as server, aiohttp.ClientSession() as session:
         api = Api(session, server.url)
-        world = await World(api, "default", pool_of("h100")).begin()
-        await world.step()
-        await world.step(world.member(1))
-        world.builder = world.builder.engine(maxSequences=64)
-        await world.step(world.member(1))
-        facts = await world._facts((world.member(1), world.broken(2)))
+        facts = await _second_revision_fails(api)
         server.faults.append(Fault("GET", "replicasets", 403))
         revisions = await Rollouts(api, read_settings({})).decide(facts, {}, accepted=True)
     assert [problem.reason for problem in revisions.problems] == ["Forbidden"]
@@ -42,12 +48,7 @@ async def test_a_history_that_may_not_be_read_is_said_and_nothing_is_changed() -
 async def test_the_history_is_listed_once_for_each_change() -> None:
     async with FakeApiServer().running() as server, aiohttp.ClientSession() as session:
         api = Api(session, server.url)
-        world = await World(api, "default", pool_of("h100")).begin()
-        await world.step()
-        await world.step(world.member(1))
-        world.builder = world.builder.engine(maxSequences=64)
-        await world.step(world.member(1))
-        facts = await world._facts((world.member(1), world.broken(2)))
+        facts = await _second_revision_fails(api)
         rollouts, before = Rollouts(api, read_settings({})), server.count("GET", "/replicasets")
         for _ in range(3):
             await rollouts.decide(facts, {}, accepted=True)

@@ -284,3 +284,13 @@ def test_a_damaged_annotation_renders_anew() -> None:
     again = plan(pool, {**first.annotations, ANNOTATION_TEMPLATE: "{"})
     assert again.template == first.template
     assert json.loads(again.annotations[ANNOTATION_TEMPLATE]) == first.template
+
+
+@pytest.mark.parametrize(("time", "fine"), [("0s", False), ("500ms", False), ("9999ms", False), ("10s", True)])
+def test_a_start_that_no_engine_makes_in_time_is_refused(time: str, fine: bool) -> None:
+    found = validate_pool(make_pool("chat").variant("h100").rollout(startupTimeout=time).parsed())
+    assert [one.path for one in found] == ([] if fine else ["spec.rollout.startupTimeout"])
+    assert fine or found[0].message == (
+        f"spec.rollout.startupTimeout is {time}, and no engine is ready in less than 10s: each pod would be ended "
+        "while it starts. Set the longest start that is still good, such as 20m."
+    )

@@ -51,6 +51,25 @@ def test_an_unknown_argument_is_refused_where_the_version_is_known_and_else_a_wa
     assert "is no argument of vLLM 0.33, which ends with an error" in known.message
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("--max-modellen=8", "Set spec.engine.maxContextTokens."),
+        ("--enforce-eagr", "Did you mean --enforce-eager?"),
+        ("--served-modelname=x", "Remove it."),
+        ("--new-arg=3", "Remove it."),
+    ],
+)
+def test_the_hint_at_an_unknown_argument_names_nothing_that_would_be_refused(given: str, hint: str) -> None:
+    (known,) = problems(make_pool("chat").engine(extraArgs=[given]), "vllm/vllm-openai:v0.32.0")
+    assert known.message.endswith(f"which ends with an error. {hint}")
+
+
+def test_an_argument_of_a_later_version_is_not_asked_to_be_removed() -> None:
+    (unknown,) = problems(make_pool("chat").engine(extraArgs=["--brand-new=1"]), "vllm/vllm-openai:v0.40.0")
+    assert unknown.message.endswith("it is passed on as it is. Make sure that the image's vLLM has it.")
+
+
 def test_the_pools_image_wins_over_the_releases() -> None:
     pool = make_pool("chat").engine(extraArgs=["--watchdog-config={}"], image="vllm/vllm-openai:v0.33.0")
     assert problems(pool, "vllm/vllm-openai:v0.32.0") == ()

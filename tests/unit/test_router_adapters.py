@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from fairlead_router import adapters, engine_watch
 from fairlead_router.adapters import FIRST_RETRY_S, KEPT_S, LONGEST_RETRY_S, Failed, Step, steps
-from fairlead_router.app import Place
 from fairlead_router.contract import AdapterConfig, FallbackConfig, PoolConfig, RouterConfig, UsageLine, WeightedPool
 from fairlead_router.policy import ConfigError, build_index
 from fairlead_router.replicas import LACKING_S
@@ -31,6 +30,7 @@ from tests.builders.router import (
     station,
     token,
     until,
+    watching,
 )
 from tests.fakes.engine import Behaviour, FakeEngine
 
@@ -111,14 +111,8 @@ async def sidecar(
         (adapters, "FIRST_RETRY_S", 0.05),
     ):
         monkeypatch.setattr(module, name, short.get(name, value))
-    place = Place(pod="ai-platform/p0", pool=POOL, engine=str(socket))
-    async with station(config, {POOL: (f"unix:{socket}",)}, place=place) as at:
-        watching = asyncio.create_task(at.router.engine_watch.follow())
-        try:
-            yield at
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+    async with watching(socket, config) as at:
+        yield at
 
 
 def reported(at: Station) -> dict[str, tuple[bool, str]]:

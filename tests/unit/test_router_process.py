@@ -28,6 +28,7 @@ from fairlead_router.contract import (
     AUDIENCE_ROUTER,
     AUDIENCE_SIGNALS,
     ConfigAnswer,
+    DrainReport,
     Endpoint,
     Endpoints,
     PoolEndpoints,
@@ -39,6 +40,7 @@ from tests.builders.router import (
     Answer,
     Wire,
     api_key,
+    budget,
     chat,
     configuration,
     endpoints,
@@ -146,6 +148,8 @@ async def test_a_router_runs_from_files_alone(engine: FakeEngine, tmp_path: Path
         assert "fairlead_request_cost_usd_bucket" in metrics
         assert (await router.get("/nope")).status == 404
         assert (await router.ask(b"POST /metrics HTTP/1.1\r\nhost: x\r\n\r\n", router.admin)).status == 404
+        full = await router.ask(b"GET /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx", router.admin)
+        assert (full.status, "takes no bodies" in full.body.decode()) == (413, True)
         assert await router.stop() == 0
     assert not [line for line in router.log if "exception" in line]
     (first,) = [line for line in map(json.loads, router.log) if line.get("event") == "Listening"]
@@ -235,6 +239,7 @@ def sidecar(folder: Path, **more: str) -> dict[str, str]:
         "FAIRLEAD_ENGINE_SOCKET": str(folder / "engine.sock"),
         "FAIRLEAD_DRAIN_SOCKET": str(folder / "drain.sock"),
         "FAIRLEAD_DRAIN_TIMEOUT": "5",
+        "FAIRLEAD_TERMINATION_LOG": str(folder / "last-words"),
         **more,
     }
 
@@ -293,11 +298,49 @@ async def test_a_drain_waits_for_the_engines_requests_and_takes_no_more(
         async with asyncio.timeout(5):
             assert await reader.read() == b"drained 1\n"
         writer.close()
+        told = msgspec.json.decode((run_folder / "last-words").read_bytes(), type=DrainReport)
+        assert (told.requests, told.left, told.timeout_s) == (1, 0, 5.0)
+        assert 0 < told.took_s < 5
         await engine.stop()
         await asyncio.sleep(1.5)  # a kubelet takes longer to restart a container; the router looks twice a second
         await engine.start(str(run_folder / "engine.sock"))
         await router.becomes("/-/ready", 200)
+        assert (run_folder / "last-words").read_bytes() == b"", "the pod stays"
         assert "connection" not in (await router.ask(post(chat()))).headers
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["it goes on", "it dies"])
+async def test_a_drain_that_requests_outlast_says_how_many_and_of_an_engine_that_died_nothing_is_said(
+    engine: FakeEngine, tmp_path: Path, run_folder: Path, *, dies: bool
+) -> None:
+    engine.behaviour = Behaviour(hold=asyncio.Event())
+    await engine.start(str(run_folder / "engine.sock"))
+    config = write(tmp_path / "config.json", configuration(platform_namespaces=("ai-platform",)))
+    own = Endpoint(pod="ai-platform/p0", address="10.0.0.1", variant="h100")
+    found = write(tmp_path / "endpoints.json", Endpoints(pools=(PoolEndpoints(pool=POOL, endpoints=(own,)),)))
+    seconds = "30" if dies else "1"
+    variables = sidecar(run_folder, FAIRLEAD_DRAIN_TIMEOUT=seconds)
+    async with program("--config", config, "--endpoints", found, **variables) as router:
+        wires = [await router.wire() for _ in range(2)]
+        for wire in wires:
+            await wire.send(post(chat()))
+        await until(lambda: engine.running == 2, "the requests")
+        hooks = [await asyncio.open_unix_connection(str(run_folder / "drain.sock")) for _ in range(2)]
+        await router.becomes("/-/ready", 503)
+        if dies:
+            await engine.stop()
+        async with asyncio.timeout(20):
+            said = [await reader.read() for reader, _ in hooks]
+        assert said == [b"drained 2\n" if dies else b"drained 0\n"] * 2
+        words = (run_folder / "last-words").read_bytes() if (run_folder / "last-words").exists() else b""
+        if not dies:
+            report = msgspec.json.decode(words, type=DrainReport)
+            assert (report.requests, report.left, report.timeout_s) == (2, 2, 1.0)
+        assert bool(words) is not dies
+        for _, writer in hooks:
+            writer.close()
+        if not dies:
+            await engine.stop()
 
 
 async def serves(router: Program, model: str) -> bool:
@@ -368,6 +411,24 @@ async def test_the_configuration_follows_the_operator_and_survives_its_absence(
     async with program(**state) as again:
         assert (await again.get("/-/ready")).status == 200
         assert (await again.ask(post(chat(model="renamed")))).status == 200
+
+
+async def test_an_outage_of_the_ledger_is_in_the_log_as_one_line_with_the_refusals(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "config.json", configuration(budgets=(budget(),)))
+    found = write(tmp_path / "endpoints.json", endpoints({POOL: (await engine.start(),)}))
+    (closed,) = free_ports(1)
+    async with program("--config", config, "--endpoints", found, "--ledger", f"http://127.0.0.1:{closed}") as router:
+        assert (await router.ask(post(chat()))).code == "ledger_unreachable"
+        await until(lambda: any("OutageBegan" in line for line in router.log), "the line of the log")
+        assert (await router.ask(post(chat()))).code == "ledger_unreachable"
+        assert await router.stop() == 0
+    (line,) = [line for line in map(json.loads, router.log) if line.get("event", "").startswith("Outage")]
+    assert (line["level"], line["code"], line["message"].partition(" (")[0]) == (
+        "warning", "ledger_unreachable", f"The ledger at 127.0.0.1:{closed} does not answer",
+    )  # fmt: skip
+    assert not [line for line in router.log if token().rpartition(".")[2] in line]
 
 
 async def test_a_router_that_never_had_a_configuration_is_not_ready() -> None:

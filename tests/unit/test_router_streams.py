@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -291,7 +292,24 @@ async def test_a_prompt_of_a_million_tokens_passes_where_a_route_has_the_context
         await wire.send(head + b"content-length: %d\r\n\r\n" % (limit + 1))
         refused = await wire.answer()
         assert (refused.status, refused.code) == (413, "body_too_large")
-        assert str(limit) in refused.json()["error"]["message"]
+        assert refused.json()["error"]["message"] == (
+            f"The body has more than {limit} bytes. As many hold any prompt of 1,048,576 tokens, the largest context "
+            "here. Shorten the prompt, or name images and sound by URL."
+        )
+
+
+async def test_a_body_that_its_engine_takes_in_parts_leaves_no_error_in_the_log(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    pools = (PoolConfig(pool=POOL, max_context_tokens=1 << 21, slots=4, card=CARD),)
+    config = configuration(pools=pools, policies=(policy(routes=(route(context=1 << 21),)),))
+    async with station(config, {POOL: (await engine.start(),)}) as at:
+        text = "word" * (1 << 21)
+        wire = await at.connect()
+        await wire.send(post(chat(text)))
+        assert (await wire.answer()).status == 200
+        assert engine.receipts[0].body["messages"][0]["content"] == text
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 # --- affinity ---

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_router import engine_watch
-from fairlead_router.app import Place
 from fairlead_router.warm_up import MAX_WORDS, POOLING, engine_words, question, trouble
-from tests.builders.router import POOL, Station, chat, configuration, station, until
+from tests.builders.router import POOL, Station, chat, configuration, station, until, watching
 from tests.fakes.engine import SANE, FakeEngine
 
 
@@ -94,15 +93,8 @@ async def watched(socket: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """A sidecar that looks often."""
     monkeypatch.setattr(engine_watch, "LOOK_S", 0.01)
     monkeypatch.setattr(engine_watch, "FIRST_WAIT_S", 0.01)
-    place = Place(pod="ai-platform/p0", pool=POOL, engine=str(socket))
-    config = configuration(platform_namespaces=("ai-platform",))
-    async with station(config, {POOL: (f"unix:{socket}",)}, place=place) as at:
-        watching = asyncio.create_task(at.router.engine_watch.follow())
-        try:
-            yield at
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+    async with watching(socket, configuration(platform_namespaces=("ai-platform",))) as at:
+        yield at
 
 
 async def becomes_ready(at: Station) -> None:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fairlead_router.app import Place
-from fairlead_router.contract import AUDIENCE_ROUTER, Endpoint, Endpoints, PoolEndpoints
+from fairlead_router.contract import AUDIENCE_ROUTER, Endpoint, Endpoints, PoolConfig, PoolEndpoints
 from fairlead_router.exchange import MAX_BOUNCES, Exchange
-from tests.builders.router import POOL, Station, Wire, chat, post, quick, station, token, until
+from tests.builders.router import POOL, Station, Wire, chat, configuration, post, quick, station, token, until
 from tests.fakes.engine import Behaviour, FakeEngine
 
 
@@ -83,7 +83,18 @@ async def test_a_body_above_the_limit_is_413_before_it_is_read(engine: FakeEngin
         chunked = await at.connect()
         await chunked.send(LINE + b"host: x\r\n" + AUTH + b"transfer-encoding: chunked\r\n\r\n")
         await chunked.send(b"110000\r\n" + b"x" * 0x110000 + b"\r\n")
-        assert (await chunked.answer()).status == 413
+        refused = await chunked.answer()
+        assert refused.status == 413
+        assert refused.json()["error"]["message"].startswith(
+            "The body has more than 1048576 bytes. As many hold any prompt of 4,096 tokens"
+        )
+
+
+async def test_a_413_says_that_the_bound_will_change_while_a_pools_context_is_not_known() -> None:
+    async with station(configuration(pools=(PoolConfig(pool=POOL),)), limits=quick(body=1000)) as at:
+        answer = await at.ask(b"x" * 1001)
+        assert answer.status == 413
+        assert "more than 1000 bytes. No more is read until the context of every pool" in answer.body.decode()
 
 
 async def test_a_refused_body_can_still_be_written_while_the_answer_is_read(at: Station) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from fairlead_operator.decide.facts import drained_pods
+from fairlead_operator.status.events import events_of_drained
 from fairlead_operator.status.pods import pod_text, refusal_text
-from tests.builders.decisions import pod
+from tests.builders.decisions import NOW, pod
 
 QUOTA = (
     'pods "chat-8b-h100-5d7-x" is forbidden: exceeded quota: gpu, requested: requests.nvidia.com/gpu=1, '
@@ -46,3 +48,57 @@ def test_an_engine_that_ended_without_an_error_code_is_in_trouble_too() -> None:
 
 def test_a_pod_without_trouble_has_no_text() -> None:
     assert pod_text(pod()) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "text"),
+    [
+        (
+            '{"requests":61,"tookS":191.6,"timeoutS":600.0}',
+            ("Normal", "DrainFinished"),
+            "chat-8b-h100-2mwq8: 61 requests ended in 3m12s of 10m, 0 cut",
+        ),
+        (
+            '{"requests":1,"tookS":0.2,"timeoutS":30,"unknown":1}',
+            ("Normal", "DrainFinished"),
+            "chat-8b-h100-2mwq8: 1 request ended in 0s of 30s, 0 cut",
+        ),
+        (
+            '{"requests":61,"left":2,"tookS":600.04,"timeoutS":600.0}',
+            ("Warning", "DrainTimedOut"),
+            (
+                "chat-8b-h100-2mwq8: 2 of 61 requests still ran after 10m (drainTimeout). The engine got 15s more; "
+                "what it did not finish then was cut, and is charged for what ran"
+            ),
+        ),
+    ],
+)
+def test_how_the_requests_of_a_pod_that_went_ended_is_told(words: str, kind: tuple[str, str], text: str) -> None:
+    (event,) = events_of_drained(drained_pods([pod(last_words=words)], "ai-platform/chat-8b", NOW))
+    assert ((event.type, event.reason), event.message) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "Traceback",
+        "[]",
+        '{"requests":"many"}',
+        '{"requests":0,"tookS":0.0,"timeoutS":600.0}',
+        '{"requests":1,"left":2,"tookS":1,"timeoutS":600}',
+        '{"requests":1,"left":-1,"tookS":1,"timeoutS":600}',
+        '{"requests":1,"tookS":1e308,"timeoutS":600}',
+        '{"requests":1,"tookS":-1,"timeoutS":600}',
+        '{"requests":1,"tookS":1,"timeoutS":600',
+    ],
+)
+def test_last_words_that_say_nothing_of_a_drain_are_none(words: str) -> None:
+    assert drained_pods([pod(last_words=words)], "ai-platform/chat-8b", NOW) == ()
+
+
+def test_a_drain_is_news_for_five_minutes_and_of_its_own_pool() -> None:
+    gone = pod(last_words='{"requests":61,"tookS":1,"timeoutS":600}')
+    assert drained_pods([gone, pod("runs")], "ai-platform/chat-8b", NOW + 300_000) == (gone,)
+    assert drained_pods([gone], "ai-platform/chat-8b", NOW + 301_000) == ()
+    assert drained_pods([gone], "ai-platform/other", NOW) == ()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from fairlead_operator import units
 from fairlead_operator.api.cel import RuleError, holds
 from fairlead_operator.api.structural import Schema
+from fairlead_operator.api.v1alpha1.modelpool import ENGINE_ARGUMENT_PATTERN
 
 Path = tuple[str | int, ...]
 SHOWN: Final = 60
@@ -34,6 +35,7 @@ _WANTED: Final[Mapping[str, str]] = {
 }
 _EXAMPLES: Final[Mapping[str, str]] = {
     units.DURATION_PATTERN: "Write a duration such as 90s or 1h30m",
+    ENGINE_ARGUMENT_PATTERN: "Write --name or --name=value",
     units.USD_PATTERN: "Write digits with at most six decimal places, in quotes, such as '0.45'",
 }
 _FLAG = re.compile(r"\(--([a-z0-9-]+)\)")
@@ -123,7 +125,8 @@ def _map_shape(schema: Schema, value: dict[str, Any], path: Path, root: Schema) 
     children, free = schema.get("properties", {}), schema.get("additionalProperties")
     for name in schema.get("required", []):
         if name not in value:
-            yield Violation((*path, name), "is missing", f"Add it: {_first_sentence(children[name])}")
+            what = _first_sentence(children[name])
+            yield Violation((*path, name), "is missing", f"Add it: {what[:1].lower()}{what[1:] or 'it is required'}")
     if len(value) > schema.get("maxProperties", len(value)):
         yield Violation(path, f"has {len(value)} entries", f"At most {schema['maxProperties']} are allowed")
     for name, item in value.items():
@@ -136,8 +139,8 @@ def _map_shape(schema: Schema, value: dict[str, Any], path: Path, root: Schema) 
 
 
 def _first_sentence(schema: Schema) -> str:
-    text = str(schema.get("description", "")).partition(". ")[0].rstrip(".")
-    return text[:1].lower() + text[1:] if text else "it is required"
+    """What a field is, without the full stop; empty where its schema does not say."""
+    return str(schema.get("description", "")).partition(". ")[0].rstrip(".")
 
 
 def _unknown_remedy(name: str, children: Mapping[str, Schema], root: Schema) -> str:
@@ -215,8 +218,8 @@ def _text_problems(schema: Schema, value: str) -> Iterator[tuple[str, str]]:
         yield "is empty", "Give it a value, or remove the line"
     pattern = schema.get("pattern")
     if pattern is not None and re.search(re.sub(r"\$$", r"\\Z", pattern), value, re.ASCII) is None:
-        example = _EXAMPLES.get(pattern) or _first_sentence(schema).capitalize()
-        yield f"is {shown(value)}", f"{example}. It must match {pattern}"
+        example = _EXAMPLES.get(pattern) or _first_sentence(schema)
+        yield f"is {shown(value)}", f"{example}{'. ' if example else ''}It must match {pattern}"
     if schema.get("format") == "date-time" and not _is_time(value):
         yield f"is {shown(value)}", "Write a time such as 2026-12-01T08:00:00Z"
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import aiohttp
 from pydantic import ValidationError
 
-from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition
+from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason
+from fairlead_operator.api.v1alpha1.common import Condition
 from fairlead_operator.api.v1alpha1.modelpool import VariantStatus
 from fairlead_operator.cli.ask import FINE, LOOK, UsageError
 from fairlead_operator.cli.drafts import draft_lines, parse_drafts
 from fairlead_operator.cli.key import add_cluster, carry_out, place, readable
+from fairlead_operator.cli.rollout import FINISHED
 from fairlead_operator.decide.speculation import Judgement
 from fairlead_operator.errors import ApiError, NotFoundError
 from fairlead_operator.kube.api import Api, Object
@@ -26,7 +28,6 @@ from fairlead_operator.kube.session import login, open_session
 TIMEOUT_S = 5.0
 MAX_METRICS = 16 * 1024 * 1024
 EVENTS_SHOWN = 5
-FINE_WHEN_FALSE = frozenset({PoolCondition.PROGRESSING, PoolCondition.SCALING_LIMITED})
 HEAD = ("SET", "REQ/S", "$/HOUR", "$/1K", "VERDICT")
 SECONDS = 3600
 _SAMPLE = re.compile(r"^fairlead_pool_([a-z_]+)\{([^}]*)\} (\S+)$", re.MULTILINE)
@@ -136,12 +137,16 @@ def parse_metrics(text: str, pool: str) -> Figures | None:
 def troubles(pool: ModelPool) -> list[str]:
     """The conditions that need a look, as ``Type=Status/Reason: message``."""
     return [
-        f"{one.type}={one.status}/{one.reason}: {one.message}"
-        for one in pool.status.conditions
-        if (one.status == "True") == (one.type in FINE_WHEN_FALSE)
-        if one.type not in {PoolCondition.READY, PoolCondition.PROGRESSING}
-        if one.reason != "ReplicasSet"
+        f"{one.type}={one.status}/{one.reason}: {one.message}" for one in pool.status.conditions if _needs_look(one)
     ]
+
+
+def _needs_look(one: Condition) -> bool:
+    if one.type == PoolCondition.READY or one.reason == Reason.REPLICAS_SET:
+        return False
+    if one.type == PoolCondition.PROGRESSING:
+        return one.status == "False" and one.reason not in FINISHED
+    return (one.status == "True") == (one.type == PoolCondition.SCALING_LIMITED)
 
 
 def explain_pool(

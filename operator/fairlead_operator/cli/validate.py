@@ -231,7 +231,7 @@ def _loose(document: Document, spec: ModelPoolSpec) -> Iterator[Finding]:
     own = [(f"spec.variants[{one.name}].model", one.model) for one in spec.variants if one.model is not None]
     places = [*([("spec.model", spec.model)] if len(own) < len(spec.variants) else []), *own]
     for path, source in places:
-        if source.revision is None and source.uri.startswith("hf://"):
+        if source.loose:
             text = f"each new pod loads the head of {source.uri} as it then is. Set revision to a commit."
             yield document.finding(path, text, "warning")
 

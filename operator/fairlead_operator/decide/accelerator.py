@@ -7,6 +7,7 @@ from typing import Final
 
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Variant
 from fairlead_operator.api.v1alpha1.modelpool import ModelSource
+from fairlead_operator.decide.engine_table.formats import checkpoint_fault
 from fairlead_operator.decide.facts import NodeFact
 from fairlead_operator.decide.fit import GIB, MIB, Candidate, Memory
 from fairlead_operator.performance.model_config import well_known
@@ -28,6 +29,7 @@ class Known:
     model: ModelFacts | Unknown
     certain: bool = True
     fault: str = ""
+    doubt: str = ""
 
 
 def candidates_on_record(spec: ModelPoolSpec) -> tuple[Candidate, ...]:
@@ -42,7 +44,9 @@ def candidates_on_record(spec: ModelPoolSpec) -> tuple[Candidate, ...]:
 def candidate(spec: ModelPoolSpec, variant: Variant, nodes: Iterable[NodeFact], known: Known) -> Candidate:
     """A variant to be judged."""
     memory, engine = memory_of(variant, nodes), spec.engine_of(variant)
-    return Candidate(variant.name, engine, variant.parallelism, known.model, memory, known.certain, known.fault)
+    return Candidate(
+        variant.name, engine, variant.parallelism, known.model, memory, known.certain, known.fault, known.doubt
+    )
 
 
 def weights_of(spec: ModelPoolSpec, variant: Variant) -> str | None:
@@ -56,9 +60,18 @@ def model_on_record(source: ModelSource, weights: str | None) -> Known:
     scheme = source.uri.partition("://")[0]
     found = well_known(source.uri.rstrip("/"), quantization=weights)
     if not isinstance(found, Unknown):
-        return Known(found[0], found[1] and scheme == "hf")
+        return Known(found[0], found[1] and scheme == "hf", doubt=_doubt(source, weights))
     blind = "no config.json of it was read" if scheme == "hf" else f"what {scheme}:// holds is not read"
-    return Known(Unknown(f"{found.reason.rstrip('.')}, and {blind}"))
+    return Known(Unknown(f"{found.reason.rstrip('.')}, and {blind}"), doubt=_doubt(source, weights))
+
+
+def _doubt(source: ModelSource, weights: str | None) -> str:
+    """Why the method of the weights does not load a repository that is a well-known model's and not quantised."""
+    named = well_known(source.uri.rstrip("/"))
+    if weights is None or isinstance(named, Unknown) or not source.uri.startswith("hf://"):
+        return ""
+    facts, certain = named
+    return checkpoint_fault(weights, None) if certain and facts.quantization.name == "none" else ""
 
 
 def memory_of(variant: Variant, nodes: Iterable[NodeFact]) -> Memory | Unknown:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Variant
 from fairlead_operator.api.v1alpha1.modelpool import Engine as EngineSettings
 from fairlead_operator.api.v1alpha1.modelpool import SpeculativeDecoding
+from fairlead_operator.decide.engine_table.hardware import BATCHES, default_batch
+from fairlead_operator.decide.replicas import DEFAULT_SLOTS
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.decide.speculation import LEAST_DRAFTS, Counted, count
 from fairlead_operator.performance.drafting import draft_cost
@@ -29,11 +31,8 @@ from fairlead_operator.performance.seeds import (
 from fairlead_operator.performance.step import Engine, StepTime
 from fairlead_router.contract import EngineSignals
 
-DEFAULT_SLOTS = 256
-SMALL_BUDGET = 2048
-LARGE_BUDGET = 8192
-LARGE_MEMORY = 70e9
-"""vLLM's server takes the larger budget on accelerators with this much memory, the A100 excepted."""
+SMALL_BUDGET = BATCHES[-1][1]
+"""Tokens of a step that vLLM's server takes by itself at least: where the hardware is not known."""
 LONGEST_MS = 30_000
 """Between two readings of one round."""
 MICRO = 1e6
@@ -182,7 +181,7 @@ def _seed(
         hardware,
         accelerators=variant.parallelism.accelerators,
         kv_value_bytes=1 if words is not None and (words.kv_cache or "").startswith("fp8") else 2,
-        token_budget=settings.max_batched_tokens or _budget(hardware),
+        token_budget=settings.max_batched_tokens or default_batch(hardware.name, hardware.memory)[1],
         max_sequences=settings.max_sequences or DEFAULT_SLOTS,
     )
 
@@ -192,11 +191,6 @@ def _hardware(labels: Iterable[str]) -> HardwareFacts | Unknown:
     named = [hardware_named(label) for label in labels]
     found = next((one for one in named if not isinstance(one, Unknown)), None)
     return found or Unknown("No label of the variant's nodes names an accelerator whose data sheet is known.")
-
-
-def _budget(hardware: HardwareFacts) -> int:
-    large = hardware.memory >= LARGE_MEMORY and not hardware.name.startswith("A100")
-    return LARGE_BUDGET if large else SMALL_BUDGET
 
 
 def _round(before: Reading, after: Reading) -> Round | None:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
+
 from fairlead_operator.decide.last_words import names_cause, telling_line
 from fairlead_operator.decide.notices import notice_of
 from fairlead_operator.decide.unplaced import unplaced_text
+from fairlead_router.contract import DrainReport
 
 LABEL_POOL = "fairlead.dev/pool"
 LABEL_VARIANT = "fairlead.dev/variant"
@@ -16,6 +19,10 @@ LABEL_REVISION = "fairlead.dev/revision"
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 ENGINE = "engine"
 ROUTER = "router"
+NEWS_MS = 300_000
+"""How long after a pod's end it is worth telling why and how it went; its object may stay for days."""
+LONGEST_DRAIN_S = 1e7
+"""A report of more is none: somebody else wrote it."""
 TROUBLE_CHARS = 400
 """What a condition quotes of an engine's last words; the rest is one ``kubectl logs`` away."""
 
@@ -78,6 +85,8 @@ class PodFact:
     """Since when it is not ready any more, though nothing is wrong with its containers."""
     taken: str = ""
     """Why somebody takes or took it away, as a clause; empty for one that stays or was simply deleted."""
+    drained: DrainReport | None = None
+    """How the last requests at its engine ended, once its router has ended too."""
 
     @property
     def key(self) -> str:
@@ -162,6 +171,7 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         revision=str(labels.get(LABEL_REVISION, "")),
         unready_ms=_unready_ms(status, conditions.get("Ready")),
         taken=_taken(status, conditions.get("DisruptionTarget")),
+        drained=_drained(status),
     )
 
 
@@ -170,9 +180,20 @@ def live_pods(pods: Iterable[PodFact], pool: str) -> tuple[PodFact, ...]:
     return tuple(pod for pod in pods if pod.pool == pool and pod.phase not in _ENDED_PHASES)
 
 
-def taken_pods(pods: Iterable[PodFact], pool: str) -> tuple[PodFact, ...]:
-    """The pool's pods that somebody takes away or took away, those that have ended among them."""
-    return tuple(pod for pod in pods if pod.pool == pool and pod.taken)
+def taken_pods(pods: Iterable[PodFact], pool: str, now_ms: int) -> tuple[PodFact, ...]:
+    """The pool's pods that somebody takes away or took away, those that have just ended among them."""
+    taken = [pod for pod in pods if pod.pool == pool and pod.taken]
+    return tuple(pod for pod in taken if pod.ended_ms is None or pod.ended_ms >= now_ms - NEWS_MS)
+
+
+def drained_pods(pods: Iterable[PodFact], pool: str, now_ms: int) -> tuple[PodFact, ...]:
+    """The pool's pods that have just ended and whose routers said how it went; not those that ran nothing by then."""
+    return tuple(
+        pod
+        for pod in pods
+        if pod.pool == pool and pod.drained is not None and pod.drained.requests
+        if pod.ended_ms is not None and pod.ended_ms >= now_ms - NEWS_MS
+    )
 
 
 def on_nodes(pods: Iterable[PodFact], nodes: Mapping[str, NodeFact]) -> tuple[PodFact, ...]:
@@ -205,6 +226,18 @@ def _taken(status: Mapping[str, Any], disruption: Mapping[str, Any] | None) -> s
     if status.get("phase") != "Failed":
         return ""
     return _short(": ".join(str(status[key]) for key in ("reason", "message") if status.get(key))).rstrip(".")
+
+
+def _drained(status: Mapping[str, Any]) -> DrainReport | None:
+    """What the router left as its last words; ``None`` while it runs, and for words that are no such report."""
+    routers = [one for one in status.get("initContainerStatuses") or () if one.get("name") == ROUTER]
+    ended = [((one.get("state") or {}).get("terminated") or {}).get("message") for one in routers]
+    try:
+        told = msgspec.json.decode(str(ended[0] or "") if ended else "", type=DrainReport)
+    except msgspec.DecodeError:
+        return None
+    sound = 0 <= told.left <= told.requests and max(told.took_s, told.timeout_s) <= LONGEST_DRAIN_S
+    return told if sound and min(told.took_s, told.timeout_s) >= 0 else None
 
 
 def _whole(text: object) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from fairlead_operator.api.v1alpha1 import Engine, EventReason, Reason
 from fairlead_operator.api.v1alpha1.modelpool import Parallelism
+from fairlead_operator.decide.engine_table.hardware import default_batch
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.performance.seeds import ModelFacts, Unknown
 
@@ -39,8 +40,6 @@ GRAPH_BYTES: Final = 10 * MIB
 """Of CUDA graphs, for each layer."""
 LEAST_RESERVE: Final = 0.6
 """The share of the estimate that vLLM reserves at least."""
-LARGE, HUGE = 70 * GIB, 160 * GIB
-"""Accelerators from which on vLLM's steps are larger (engine/arg_utils.py, get_batch_defaults)."""
 WIDEST: Final = 8
 """Accelerators of one node, as far as advice goes."""
 UNCOUNTED: Final = (
@@ -65,7 +64,8 @@ class Candidate:
     """A variant to be judged.
 
     ``certain``: the model is read or on record, not taken for what its name resembles. ``fault`` says why the method
-    of the spec's weights cannot load the checkpoint, empty if it can or that is not known.
+    of the spec's weights cannot load the checkpoint, empty if it can or that is not known; ``doubt`` the same by no
+    more than the model's name.
     """
 
     variant: str
@@ -75,6 +75,7 @@ class Candidate:
     memory: Memory | Unknown
     certain: bool = True
     fault: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def judge(candidates: Iterable[Candidate]) -> Verdict:
     problems: list[Problem] = []
     unknown: dict[str, list[str]] = {}
     for one in candidates:
+        problems += _doubts(one)
         found = _judged(one)
         if isinstance(found, Unknown):
             unknown.setdefault(found.reason, []).append(one.variant)
@@ -120,12 +122,22 @@ def _judged(one: Candidate) -> list[Problem] | Unknown:
 
 
 def _fault_problem(one: Candidate) -> Problem:
-    quantization = one.engine.quantization
-    text = (
-        f"Variant {one.variant}: engine.quantization.weights is {quantization and quantization.weights}, and "
-        f"{one.fault}. Leave it out to use what the checkpoint says."
-    )
+    text = f"{_weights_text(one)}, and {one.fault}. Leave it out to use what the checkpoint says."
     return Problem(Reason.UNSUPPORTED_QUANTIZATION, text, f"spec.variants[{one.variant}]")
+
+
+def _doubts(one: Candidate) -> Iterable[Problem]:
+    if one.doubt:
+        text = (
+            f"{_weights_text(one)}, and by its name {one.doubt}: then vLLM ends when it starts. Leave it out, or name "
+            "a build of the model in this format."
+        )
+        yield Problem(EventReason.MAY_NOT_LOAD, text, f"spec.variants[{one.variant}]", warning=True)
+
+
+def _weights_text(one: Candidate) -> str:
+    quantization = one.engine.quantization
+    return f"Variant {one.variant}: engine.quantization.weights is {quantization and quantization.weights}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +232,7 @@ def _setup(one: Candidate) -> _Setup | Unknown:
     cache_bytes = _cache_bytes(quantization.kv_cache if quantization is not None else None, one.model)
     if cache_bytes is None:
         return Unknown("how much this type of KV cache takes is not on record")
-    size = one.memory.mib * MIB
-    large = size >= LARGE and "A100" not in one.memory.name
+    sequences, tokens = default_batch(one.memory.name, one.memory.mib * MIB)
     return _Setup(
         model=one.model,
         memory=one.memory,
@@ -230,8 +241,8 @@ def _setup(one: Candidate) -> _Setup | Unknown:
         percent=one.engine.memory_utilization_percent,
         context=one.engine.max_context_tokens or one.model.context,
         cache_bytes=cache_bytes,
-        tokens=one.engine.max_batched_tokens or (16384 if size >= HUGE else 8192 if large else 2048),
-        sequences=one.engine.max_sequences or (1024 if large else 256),
+        tokens=one.engine.max_batched_tokens or tokens,
+        sequences=one.engine.max_sequences or sequences,
         graphs="--enforce-eager" not in one.engine.extra_args,
     )
 

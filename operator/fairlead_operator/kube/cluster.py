@@ -30,6 +30,8 @@ Wake = Callable[[Key], None]
 
 DEPARTED = 10_000
 """Deleted pods that wait to be billed. A replica that does not lead forgets the oldest: the leader bills them."""
+GONE = 256
+"""Deleted pods whose drain is still to be told."""
 GATEWAYS = "gateways"
 """Name of the second set of pods: those of the gateway in the release's namespace."""
 
@@ -53,6 +55,8 @@ class Snapshot:
     namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, NodeFact] = field(default_factory=dict)
     pods: tuple[PodFact, ...] = ()
+    gone: tuple[PodFact, ...] = ()
+    """Pods that were deleted lately and whose routers said how their drain went, the oldest first."""
     gateways: tuple[PodFact, ...] = ()
     created_ms: Mapping[str, int] = field(default_factory=dict)
     children: Mapping[tuple[str, str, str], Object] = field(default_factory=dict)
@@ -92,6 +96,7 @@ class Cluster:
         self._revision = 0
         self._snapshot: tuple[int, Snapshot] = (-1, Snapshot())
         self._departed: deque[Departed] = deque(maxlen=DEPARTED)
+        self._gone: deque[PodFact] = deque(maxlen=GONE)
         self._ring: KeyRing | None = None
         managed = resources.MANAGED_BY
         sources = {
@@ -155,6 +160,7 @@ class Cluster:
             },
             nodes={fact.name: fact for fact in self._facts("Node", node_fact)},
             pods=tuple(self._facts("Pod", pod_fact)),
+            gone=tuple(self._gone),
             gateways=tuple(self._facts(GATEWAYS, pod_fact)),
             created_ms={_name(pod): created_ms(pod) for pod in pods},
             children={
@@ -187,12 +193,17 @@ class Cluster:
             if name == resources.CONFIG_MAPS.kind:
                 self._ring = None
             if after is None and name == "Pod":
-                self._departed.append(Departed(pod_fact(body), self._clock.now_ms()))
+                self._depart(pod_fact(body))
             for key in woken_by(name, body):
                 self._wake(key)
             self._changed()
 
         return changed
+
+    def _depart(self, pod: PodFact) -> None:
+        self._departed.append(Departed(pod, self._clock.now_ms()))
+        if pod.drained is not None:
+            self._gone.append(pod)
 
 
 def woken_by(name: str, body: Object) -> list[Key]:

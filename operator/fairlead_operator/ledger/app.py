@@ -21,7 +21,7 @@ from fairlead_operator.ledger import access, catalog, idle, openapi, reports, sk
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.access import Caller
 from fairlead_operator.ledger.escrow import Refusal
-from fairlead_operator.ledger.exchange import TTL_MS
+from fairlead_operator.ledger.exchange import TTL_MS, patient
 from fairlead_operator.ledger.metrics import Metrics
 from fairlead_operator.ledger.store import OverloadError, Store, UnwritableError
 from fairlead_operator.ledger.together import Said, sync_all
@@ -193,8 +193,9 @@ class Service:
             if caller.trusted and not (message.replay or message.rewind):
                 self._skew.hear(message.session, message.sent_at, now, self.clock.monotonic())
             vouched = self._skew.vouched()
+            said = Said(caller, message, vouched)
             outcome = await self._noted(
-                self.store.apply(self._sync, Said(caller, message, vouched), alone=not message.plain)
+                self.store.apply(self._sync, said, alone=not message.plain, patient=patient(message))
             )
         self.metrics.answered(outcome)
         return answered(outcome)

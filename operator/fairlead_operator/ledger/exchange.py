@@ -105,9 +105,6 @@ class Books(Protocol):
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """Store holdings; those of nothing are removed."""
 
-    def relabel(self, session: str, sign: int) -> None:
-        """Count all that a session holds as unreconciled (1) or as leased again (-1): no money moves."""
-
     def count(self, lines: tuple[UsageLine, ...]) -> None:
         """Add usage lines to the sums."""
 
@@ -134,6 +131,11 @@ class Decision(Frozen, frozen=True):
 
 Named = dict[Place, set[str | None]]
 """The places that an answer is about, and the keys that were asked for where another one's account is used."""
+
+
+def patient(message: SyncRequest) -> bool:
+    """Whether no request waits for the answer: the message reports, returns and renews."""
+    return message.plain and not any(holding.need for holding in message.holdings)
 
 
 class Exchange:
@@ -172,7 +174,7 @@ class Exchange:
         if isinstance(decision, Refusal):
             return self._refuse(decision)
         if session.state in {"Lost", "Replaying"}:
-            self._books.relabel(session.id, -1)
+            self._relabel(session.id, -1)
         heard = replace(
             session,
             seen_ms=self._now,
@@ -200,7 +202,18 @@ class Exchange:
         """Store the session; what one that is not open holds, and has not accounted for, is unreconciled."""
         self._books.put_session(replace(session, state=state, seq=seq))
         if state == "Replaying" or (state == "Closed" and seq == session.seq):
-            self._books.relabel(session.id, 1)
+            self._relabel(session.id, 1)
+
+    def _relabel(self, session: str, sign: int) -> None:
+        """Count all that a session holds as unreconciled (1) or as leased again (-1): no money moves."""
+        rows = self._books.rows(session, None)
+        entries = self._books.entries({account for account, _ in rows}, self._facts)
+        accounts = {id_: entry.account for id_, entry in entries.items()}
+        for (id_, _klass), row in rows.items():
+            if id_ in accounts:
+                before = accounts[id_]
+                accounts[id_] = replace(before, unreconciled=before.unreconciled + sign * row.out)
+        self._books.put_accounts(accounts)
 
     def _present(self, session: Session) -> SyncAnswer:
         """The answer to a message that was applied before: how everything that the session holds stands now."""
@@ -216,9 +229,11 @@ class Exchange:
     def _apply(self, session: Session) -> SyncAnswer | Refusal:
         message, books = self._message, self._books
         resolved = self._resolve(create=True)
-        named = _named(self._holdings, resolved, ())
-        rows = books.rows(session.id, None if message.close else {account for account, _ in named})
-        entries = books.entries({account for account, _ in (*named, *rows)}, self._facts)
+        accounts = {holding.account for holding in self._holdings}
+        accounts.update(item.account for item in resolved if item.account is not None)
+        rows = books.rows(session.id, None if message.close else accounts)
+        accounts.update(account for account, _ in rows)
+        entries = books.entries(accounts, self._facts)
         if self._retold:
             self._leave_out(entries)
         named = _named(self._holdings, resolved, rows if message.close else ())

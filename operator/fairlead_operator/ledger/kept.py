@@ -12,14 +12,13 @@ from typing import Any
 from msgspec.structs import astuple, replace
 from sqlalchemy import Connection
 
-from fairlead_operator.ledger import escrow, sqlite, usage
+from fairlead_operator.ledger import sqlite, usage
 from fairlead_operator.ledger import statements as sql
 from fairlead_operator.ledger.access import CLASSES, Caller
 from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Row, Session, Terms
 from fairlead_operator.ledger.exchange import Entry, Facts, Resolved
-from fairlead_operator.ledger.idle import idle_of
 from fairlead_operator.ledger.structs import same
-from fairlead_operator.ledger.transaction import SqlBooks
+from fairlead_operator.ledger.transaction import SqlBooks, terms_at
 from fairlead_router.contract import Ask, UsageLine
 
 MOST = 200_000
@@ -85,23 +84,22 @@ class KeptBooks:
         self._terms: dict[tuple[int, str], Terms] = {}
         self._spoke: dict[str, int] = {}
         """The sessions to store, and the sequence number that is stored."""
-        self._accounts: dict[int, Account] = {}
-        """The changed accounts as they are stored."""
+        self._accounts: set[int] = set()
+        """The changed ones."""
         self._rows: dict[tuple[str, int, int], Row] = {}
         self._lines: list[UsageLine] = []
 
     def store(self) -> None:
         """Store what was put, and leave the books in memory."""
         memory, base, connection = self._memory, self._base, self._connection
-        changed = [(id_, self._accounts[id_], memory.entries[id_].account) for id_ in sorted(self._accounts)]
-        base.put_accounts(changed)
+        base.put_accounts((id_, memory.entries[id_].account) for id_ in sorted(self._accounts))
         rows = sorted(self._rows.items())
         sql.write_many(
             connection, sql.UPSERT_HOLDING, [(*at, *astuple(row)) for at, row in rows if not same(row, NOTHING)]
         )
         sql.write_many(connection, sql.DELETE_HOLDING, [at for at, row in rows if same(row, NOTHING)])
         base.put_sessions(memory.sessions[id_] for id_ in sorted(self._spoke))
-        usage.add(connection, self._lines, self._now, memory.ids)
+        usage.add(connection, self._lines, self._now, usage.number(connection, self._lines, memory.ids))
         moved = [memory.sessions[id_] for id_, seq in self._spoke.items() if memory.sessions[id_].seq != seq]
         if moved or not self._spoke:
             memory.stamp = moved[0] if moved else memory.stamp
@@ -171,7 +169,8 @@ class KeptBooks:
         terms = self._terms.get(group)
         if terms is None:
             before = self._memory.terms.get(group)
-            terms = terms_at(entry, facts, self._now)
+            live = bool(entry.name)
+            terms = terms_at(entry.budget, entry.window, entry.namespace, facts, self._now, live=live)
             if before is not None and same(terms, before):
                 terms = before
             self._terms[group] = self._memory.terms[group] = terms
@@ -179,11 +178,10 @@ class KeptBooks:
 
     def put_accounts(self, accounts: dict[int, Account]) -> None:
         """See Books."""
-        entries, stored = self._memory.entries, self._accounts
+        entries = self._memory.entries
         for id_, account in accounts.items():
-            entry = entries[id_]
-            stored.setdefault(id_, entry.account)
-            entries[id_] = replace(entry, account=account)
+            entries[id_] = replace(entries[id_], account=account)
+        self._accounts.update(accounts)
 
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """See Books."""
@@ -197,17 +195,6 @@ class KeptBooks:
                 held[place] = row
         self._memory.holdings += len(held) - before
 
-    def relabel(self, session: str, sign: int) -> None:
-        """See Books."""
-        rows = self._held(session)
-        entries = self.entries({account for account, _ in rows}, self.facts())
-        accounts = {id_: entry.account for id_, entry in entries.items()}
-        for (id_, _klass), row in rows.items():
-            if id_ in accounts:
-                before = accounts[id_]
-                accounts[id_] = replace(before, unreconciled=before.unreconciled + sign * row.out)
-        self.put_accounts(accounts)
-
     def count(self, lines: tuple[UsageLine, ...]) -> None:
         """See Books."""
         self._lines.extend(lines)
@@ -216,10 +203,3 @@ class KeptBooks:
         """See Books."""
         self._base.recover(scope, until)
         self._facts = None
-
-
-def terms_at(entry: Entry, facts: Facts, now: int) -> Terms:
-    """The terms of an account's budget at a time."""
-    budget, window = entry.budget, entry.window
-    idle = idle_of(facts.idle, budget, entry.namespace, window.id) if budget.idle_namespaces else 0
-    return escrow.terms_of(budget, now, live=bool(entry.name), start=window.start, end=window.end, idle=idle)

@@ -41,12 +41,8 @@ REFUSALS: Final = (sqlite3.OperationalError,)
 """Errors of a database that cannot be used now: the disk is full, read-only, or the file is locked."""
 WAL_PAGES: Final = 4_000
 BUSY_MS: Final = 5_000
-AT_ONCE: Final = (128, 64, 32, 16, 8, 4, 2)
-"""Rows of one INSERT, where there are as many: to step from row to row costs the driver more than SQLite the row.
-
-Any number of rows is a few statements, and the driver keeps all of them prepared.
-"""
-PREPARED: Final = 256
+AT_ONCE: Final = (64, 8)
+"""Rows of one INSERT, where there are as many: to step from row to row costs the driver more than SQLite the row."""
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 _new = tuple.__new__
 
@@ -182,8 +178,7 @@ def watch(_engine: Engine, _recovery_ms: int | None) -> None:
 
 def open_engine(database: str, *, reading: bool) -> Engine:
     """An engine on the database file. Its writing transactions start as such: none has to be given up half-way."""
-    arguments = {"timeout": BUSY_MS / 1000, "cached_statements": PREPARED}
-    engine = create_engine(f"sqlite:///{Path(database)}", connect_args=arguments)
+    engine = create_engine(f"sqlite:///{Path(database)}", connect_args={"timeout": BUSY_MS / 1000})
     begin = "BEGIN" if reading else "BEGIN IMMEDIATE"
 
     @event.listens_for(engine, "connect")

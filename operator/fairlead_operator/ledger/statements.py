@@ -301,7 +301,6 @@ SCOPES = _sql(
 PUT_ACCOUNT = _change(account, {"id": "account"}, BOOKS)
 MOVED: Final[tuple[str, ...]] = ("held", "charged", "cap_high")
 """The columns that most messages change, and often all that they do."""
-PUT_MOVED = _change(account, {"id": "account"}, MOVED)
 _moving, _moved = postgres.updating(account, {"id": "account"} | {name: f"was_{name}" for name in MOVED}, MOVED)
 MOVE_ACCOUNT = postgres.compiled(_moving, _NO_ROW, _moved)
 """Only where they are what the change was decided on. Their row is locked by it; an account not found is not."""

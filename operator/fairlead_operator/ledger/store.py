@@ -23,6 +23,8 @@ from sqlalchemy import Connection, Engine
 from fairlead_operator.ledger.schema import DIALECTS, dialect_of, migrate, open_engine
 
 WAITING = 1_000
+PACE_S = 0.1
+"""Between transactions that nobody waits for: one costs half as much as a large message, however many it holds."""
 TIDY_EVERY = 64
 """Groups between checkpoints: small ones between groups instead of a long one within a commit."""
 ATTEMPTS = 8
@@ -55,12 +57,14 @@ class Job:
     """What waits to be written. Jobs of one handler that follow each other are given to it together.
 
     ``alone``: it locks rows step by step. In one transaction with others it could wait for a ledger that waits for it.
+    ``patient``: nobody is held up while it waits for others to be committed with.
     """
 
     handler: Handler[Any, Any]
     item: Any
     future: Future[Any] | asyncio.Future[Any]
     alone: bool = True
+    patient: bool = False
 
 
 class Store:
@@ -99,10 +103,10 @@ class Store:
         self._put(Job(each, job, future))
         return future
 
-    async def apply(self, handler: Handler[Item, T], item: Item, *, alone: bool) -> T:
+    async def apply(self, handler: Handler[Item, T], item: Item, *, alone: bool, patient: bool) -> T:
         """Have a handler write one item, maybe together with others; returns after the commit. Raises OverloadError."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(Job(handler, item, future, alone))
+        self._put(Job(handler, item, future, alone, patient))
         return await future
 
     def _put(self, job: Job) -> None:
@@ -130,9 +134,10 @@ class Store:
         self._lock.close()
 
     def _work(self) -> None:
-        groups = 0
-        while group := self._next_group():
+        groups, due = 0, 0.0
+        while group := self._next_group(due):
             started = time.perf_counter()
+            due = started + PACE_S
             for part in transactions(group) if self._shared else [group]:
                 run_group(self._writing, part)
             self._observe(time.perf_counter() - started)
@@ -140,15 +145,19 @@ class Store:
             if groups % TIDY_EVERY == 0:
                 DIALECTS[self._writing.dialect.name].tidy(self._writing)
 
-    def _next_group(self) -> list[Job]:
-        """Whatever waits, up to a group's size; empty when the store closes."""
+    def _next_group(self, due: float) -> list[Job]:
+        """Whatever waits, up to a group's size; not before ``due`` if all of it is patient; empty: the store closes."""
         group: list[Job] = []
         job = self._jobs.get()
         while job is not None:
             group.append(job)
-            if len(group) == self._group or self._jobs.empty():
+            due = due if job.patient else 0.0
+            if len(group) == self._group:
                 return group
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=max(0.0, due - time.perf_counter()))
+            except queue.Empty:
+                return group
         if group:
             self._jobs.put(None)
         return group

@@ -134,17 +134,17 @@ class SharedBooks:
             alone = {}
         return alone, [id_ for id_ in changed if id_ not in alone]
 
-    def _locked(self, ids: list[int]) -> list[tuple[int, Account, Account]]:
-        """Changed accounts as they are stored, and with what others changed of them. Raises AgainError."""
+    def _locked(self, ids: list[int]) -> list[tuple[int, Account]]:
+        """Changed accounts with what others changed of them, who cannot any more. Raises AgainError."""
         stored = self._base.locked(ids) if ids else {}
         made = []
         for id_ in ids:
             entry, found = self._entries[id_], stored.get(id_)
             peak, terms, loaded = self._peaks[id_], entry.terms, self._loaded[id_]
             on = on_top(entry.account, loaded, found, peak=peak, terms=terms, now=self._now) if found else None
-            if found is None or on is None:
+            if on is None:
                 raise self._again()
-            made.append((id_, found, on))
+            made.append((id_, on))
         return made
 
     def _again(self) -> AgainError:
@@ -220,17 +220,6 @@ class SharedBooks:
         held = self._held[session]
         held.rows |= rows
         held.changed |= rows.keys()
-
-    def relabel(self, session: str, sign: int) -> None:
-        """See Books."""
-        rows = self.rows(session, None)
-        entries = self.entries({account for account, _ in rows}, self.facts())
-        labelled = {id_: entry.account for id_, entry in entries.items()}
-        for (id_, _klass), row in rows.items():
-            if id_ in labelled:
-                before = labelled[id_]
-                labelled[id_] = replace(before, unreconciled=before.unreconciled + sign * row.out)
-        self.put_accounts(labelled)
 
     def count(self, lines: tuple[UsageLine, ...]) -> None:
         """See Books."""

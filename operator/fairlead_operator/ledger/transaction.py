@@ -97,16 +97,9 @@ class SqlBooks:
         found = sql.read(self._connection, sql.LOCKED_ACCOUNTS, ids=sql.as_list(accounts))
         return {id_: Account(*books) for id_, *books in found}
 
-    def put_accounts(self, accounts: Iterable[tuple[int, Account, Account]]) -> None:
-        """Store accounts that are locked: by number, as they are stored and as they are now."""
-        moved, others = [], []
-        for id_, before, after in accounts:
-            if only_moved(before, after):
-                moved.append((after.held, after.charged, after.cap_high, id_))
-            else:
-                others.append((*astuple(after), id_))
-        sql.write_many(self._connection, sql.PUT_MOVED, moved)
-        sql.write_many(self._connection, sql.PUT_ACCOUNT, others)
+    def put_accounts(self, accounts: Iterable[tuple[int, Account]]) -> None:
+        """Store accounts that are locked, by number."""
+        sql.write_many(self._connection, sql.PUT_ACCOUNT, [(*astuple(account), id_) for id_, account in accounts])
 
     def move_accounts(self, moved: dict[int, tuple[Account, Account]]) -> bool:
         """Store MOVED of accounts, where it is as it was (the first of two). False: of at least one it is not."""
@@ -132,14 +125,12 @@ class SqlBooks:
         sql.write_many(self._connection, sql.PUT_HOLDING, kept)
         sql.write_many(self._connection, sql.DELETE_HOLDING, gone)
 
-    def numbers(self, lines: Collection[UsageLine]) -> usage.Ids:
+    def numbers(self, lines: Iterable[UsageLine]) -> list[int]:
         """The numbers of the lines' dimensions."""
-        found: usage.Ids = {}
-        usage.number(self._connection, lines, found)
-        return found
+        return usage.number(self._connection, lines, {})
 
-    def count(self, lines: Iterable[UsageLine], numbers: usage.Ids) -> None:
-        """Add usage lines to the sums."""
+    def count(self, lines: Collection[UsageLine], numbers: Iterable[int]) -> None:
+        """Add usage lines, whose dimensions have these numbers, to the sums."""
         usage.add(self._connection, lines, self._now, numbers)
 
     def recover(self, scope: str, until: int) -> None:
@@ -189,16 +180,16 @@ def _entry(row: Any, scope: _Scope, terms: dict[tuple[int, str], Terms], facts: 
     id_, window, namespace, key, *books = row
     group = window, namespace
     if group not in terms:
-        terms[group] = _terms(scope, namespace, facts, now)
+        terms[group] = terms_at(scope.budget, scope.window, namespace, facts, now, live=scope.live)
     return Entry(
         id_, namespace, key, scope.series, scope.window, scope.name, scope.budget, terms[group], Account(*books)
     )
 
 
-def _terms(scope: _Scope, namespace: str, facts: Facts, now: int) -> Terms:
-    budget, window = scope.budget, scope.window
+def terms_at(budget: LedgerBudget, window: Window, namespace: str, facts: Facts, now: int, *, live: bool) -> Terms:
+    """The terms of a budget's accounts of a namespace in a window at a time; ``live``: they count for it still."""
     idle = idle_of(facts.idle, budget, namespace, window.id) if budget.idle_namespaces else 0
-    return escrow.terms_of(budget, now, live=scope.live, start=window.start, end=window.end, idle=idle)
+    return escrow.terms_of(budget, now, live=live, start=window.start, end=window.end, idle=idle)
 
 
 def facts(connection: Connection) -> Facts:

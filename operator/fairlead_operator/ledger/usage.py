@@ -1,7 +1,7 @@
 """Usage lines, added up in quarter hours by dimension."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from operator import add as add_up
@@ -28,17 +28,15 @@ _DIMENSION: Callable[[UsageLine], Dimension] = attrgetter(*sql.DIM_COLUMNS)
 _SUMS: Callable[[UsageLine], tuple[int, ...]] = attrgetter(*sql.SUMS)
 
 
-def add(connection: Connection, lines: Iterable[UsageLine], now: int, known: Ids | None = None) -> None:
+def add(connection: Connection, lines: Collection[UsageLine], now: int, numbers: Iterable[int] | None = None) -> None:
     """Add lines to the sums; the sequence number of their message takes care that each comes once.
 
-    ``known`` are the numbers of dimensions as the database has them, for callers that keep them: new ones are added.
+    ``numbers``: those of the lines' dimensions (``number``), for callers that know them.
     """
-    ids: Ids = {} if known is None else known
-    told = list(lines)
-    dimensions = number(connection, told, ids)
+    dimensions = number(connection, lines, {}) if numbers is None else numbers
     sums: dict[Place, Iterable[int]] = {}
     bins: dict[Place, dict[int, int]] = {}
-    for line, dimension in zip(told, dimensions, strict=True):
+    for line, dimension in zip(lines, dimensions, strict=True):
         place, amounts = (_bucket(line, now), dimension), _SUMS(line)
         sums[place] = tuple(map(add_up, sums[place], amounts)) if place in sums else amounts
         counts = bins.setdefault(place, {})

@@ -29,14 +29,13 @@ def write_off(connection: Connection, message: WriteOff, who: str, now: int, ttl
         return Refusal(409, reason=f"session {alive[0]} is not dead; wait until it is Lost, nothing was written off")
     amount = sum(row.out for rows in held.values() for row in rows.values())
     books = SqlBooks(connection, now)
-    stored = books.locked(_ids(held))
-    accounts = dict(stored)
+    accounts = books.locked(_ids(held))
     for one, rows in held.items():
         for (id_, _klass), row in rows.items():
             accounts[id_] = escrow.write_off(accounts[id_], row)
         known = {(one.id, place) for place in rows}
         books.put_rows(((name, place, NOTHING) for name, place in known), known)
-    books.put_accounts((id_, stored[id_], account) for id_, account in accounts.items())
+    books.put_accounts(accounts.items())
     sql.write(connection, sql.SET_STATE, ({"session": one.id, "state": "Closed"} for one in held))
     detail = (
         f"{message.namespace}/{message.name} window {message.window}, {message.session}: {amount}; {message.reason}"

@@ -20,15 +20,19 @@ from fairlead_operator.decide.budgets import UNCOUNTABLE, budget_problems
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
-from fairlead_operator.decide.replicas import DEFAULT_COLD_START_MS
+from fairlead_operator.decide.replicas import DEFAULT_COLD_START_MS, DEFAULT_SLOTS
+from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.cluster import Cluster, Snapshot
 from fairlead_operator.kube.resources import DEPLOYMENTS
 from fairlead_operator.render.ledger_budgets import covered_namespaces
+from fairlead_operator.render.objects import deployment_name
+from fairlead_operator.render.pod_template import engine_argument
 from fairlead_operator.render.router_config import (
     BudgetInput,
     PolicyInput,
     PoolInput,
     ReleaseInput,
+    Running,
     compile_config,
     compile_endpoints,
     objectives_ms,
@@ -67,10 +71,36 @@ class Picture:
 
 def measured(snapshot: Snapshot, pool: ModelPool, annotation: str, variant: str = "") -> int:
     """The largest number that an annotation of the pool's Deployments, or of one variant's, holds; 0 = none."""
-    names = [f"{pool.name}-{one.name}" for one in pool.spec.variants if variant in {"", one.name}]
-    live = [snapshot.children.get((DEPLOYMENTS.kind, pool.namespace, name)) for name in names]
-    texts = [str((body["metadata"].get("annotations") or {}).get(annotation, "")) for body in live if body is not None]
-    return max((int(text) for text in texts if _MEASURED.fullmatch(text)), default=0)
+    live = [body for name, body in _deployments(snapshot, pool).items() if variant in {"", name}]
+    texts = [str((body["metadata"].get("annotations") or {}).get(annotation, "")) for body in live]
+    return max((_number(text) for text in texts), default=0)
+
+
+def running(snapshot: Snapshot, pool: ModelPool) -> Running:
+    """What the live pod templates tell the pool's engines; of a variant without one, what the spec would tell them."""
+    spec = pool.spec
+    slots = {one.name: spec.engine_of(one).max_sequences or 0 for one in spec.variants}
+    contexts = dict.fromkeys(slots, spec.engine.max_context_tokens or 0)
+    for name, body in _deployments(snapshot, pool).items():
+        template = (body.get("spec") or {}).get("template") or {}
+        slots[name] = _number(engine_argument(template, "--max-num-seqs"))
+        contexts[name] = _number(engine_argument(template, "--max-model-len"))
+    return Running(
+        slots=min(number or DEFAULT_SLOTS for number in slots.values()),
+        context=min((number for number in contexts.values() if number), default=0),
+    )
+
+
+def _deployments(snapshot: Snapshot, pool: ModelPool) -> dict[str, Object]:
+    """The pool's Deployments that are there, by variant."""
+    names = {one.name: deployment_name(pool.name, one.name) for one in pool.spec.variants}
+    found = {key: snapshot.children.get((DEPLOYMENTS.kind, pool.namespace, name)) for key, name in names.items()}
+    return {variant: body for variant, body in found.items() if body is not None}
+
+
+def _number(text: str) -> int:
+    """What people may have written, where it is a number; else 0."""
+    return int(text) if _MEASURED.fullmatch(text) else 0
 
 
 def concurrency(snapshot: Snapshot, pool: ModelPool) -> dict[str, int]:
@@ -111,6 +141,7 @@ def compile_all(snapshot: Snapshot, settings: Settings) -> Picture:
             reported_context=measured(snapshot, pool, CONTEXT),
             cold_start_ms=measured(snapshot, pool, COLD_START) or DEFAULT_COLD_START_MS,
             concurrency=concurrency(snapshot, pool),
+            running=running(snapshot, pool),
         )
         for key, pool in snapshot.pools.items()
     }

@@ -8,7 +8,7 @@ from fairlead_operator.api.v1alpha1 import EventReason, ModelPool
 from fairlead_operator.decide import replicas, rollout
 from fairlead_operator.decide.autoscale import Wish
 from fairlead_operator.decide.capacity import Look, Measure, counters_of, is_busy, measure, note, settings_key
-from fairlead_operator.decide.facts import PodFact, live_pods, on_nodes, taken_pods
+from fairlead_operator.decide.facts import PodFact, drained_pods, live_pods, on_nodes, taken_pods
 from fairlead_operator.decide.fit import judge
 from fairlead_operator.decide.placement import placeable, reclaimed, without_room
 from fairlead_operator.decide.pricing import hardware_of, price_on, price_variant
@@ -38,7 +38,7 @@ from fairlead_operator.reconcile.acting import SecondWriters, mark_victims
 from fairlead_operator.reconcile.autoscaler import Scene, concurrency_of, figures_of, wish_of
 from fairlead_operator.reconcile.books import PoolBook
 from fairlead_operator.reconcile.budgets import wanted_budgets
-from fairlead_operator.reconcile.configuration import CONTEXT, Picture, card_in_force, concurrency, measured
+from fairlead_operator.reconcile.configuration import CONTEXT, Picture, card_in_force, concurrency, measured, running
 from fairlead_operator.reconcile.context import Context, publish, routers_of
 from fairlead_operator.reconcile.curves import Curves
 from fairlead_operator.reconcile.last_words import LastWords
@@ -52,6 +52,7 @@ from fairlead_operator.render.objects import deployment_name
 from fairlead_operator.status.adapters import adapter_status, adapter_trouble
 from fairlead_operator.status.events import (
     Event,
+    events_of_drained,
     events_of_modelpool,
     events_of_pods,
     events_of_reclaimed,
@@ -92,7 +93,7 @@ class PoolReconciler:
         self._heard = frozenset(one.router for one in routers if one.router in reports)
         for key, pool in snapshot.pools.items():
             book = self._c.books.pool(key, now)
-            load = pool_load(key, replicas.slots_of(pool.spec), routers, reports, now)
+            load = pool_load(key, running(snapshot, pool).slots, routers, reports, now)
             starts = [replicas.cold_start_ms(taken) for taken in book.starts.measured.values()]
             window = replicas.window_ms(max(starts, default=replicas.DEFAULT_COLD_START_MS))
             book.memory = replicas.remember(book.memory, load, now, window)
@@ -163,6 +164,7 @@ class PoolReconciler:
         reports = self._c.scraper.reports
         nodes = list(snapshot.nodes.values())
         hardware = [hardware_of(pool.spec, variant) for variant in pool.spec.variants]
+        slots = running(snapshot, pool).slots
         return Facts(
             pool=pool,
             raw=raw,
@@ -174,7 +176,8 @@ class PoolReconciler:
                 one.name: price_variant(prices, one, [pod for pod in pods if pod.variant == one.name], nodes, now)
                 for one in hardware
             },
-            load=pool_load(pool.key, replicas.slots_of(pool.spec), self._routers(snapshot), reports, now),
+            slots=slots,
+            load=pool_load(pool.key, slots, self._routers(snapshot), reports, now),
             reported_context=reported_context(pods, reports) or measured(snapshot, pool, CONTEXT),
             cold_starts={
                 one.name: cold_start(snapshot, pool, one.name, book.starts.measured.get(one.name, ()))
@@ -211,7 +214,7 @@ class PoolReconciler:
             replicas.Inputs(
                 bounds=replicas.bounds_of(facts.pool.spec),
                 options=options,
-                slots=replicas.slots_of(facts.pool.spec),
+                slots=facts.slots,
                 load=facts.load,
                 memory=book.memory,
                 cold_start_ms=facts.cold_start_ms,
@@ -284,7 +287,7 @@ class PoolReconciler:
             Look(
                 at_ms=facts.now_ms,
                 key=settings_key(facts.pool.spec, facts.prices),
-                busy=settled and is_busy(key, replicas.slots_of(facts.pool.spec), routers, facts.load),
+                busy=settled and is_busy(key, facts.slots, routers, facts.load),
                 counters=counters_of(key, routers, self._c.scraper.reports),
                 cost_per_hour=_engines_cost(facts, routers),
                 base=_rates(facts),
@@ -372,7 +375,7 @@ class Outcome:
 
 def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:
     """Everything that is worth an Event; what was told before is dropped where Events are written."""
-    change = scaled(outcome.decision, outcome.options)
+    change, snapshot = scaled(outcome.decision, outcome.options), facts.snapshot
     pods = {pod.uid: pod for pod in facts.pods}
     started = [replica_ready(pods[uid], took) for uid, took in facts.started.items()]
     return (
@@ -381,8 +384,9 @@ def events_of(facts: Facts, outcome: Outcome, old: Mapping[str, Any], new: Mappi
         *warnings_of(outcome.problems),
         *started,
         *events_of_pods(facts.pods),
-        *events_of_taken(taken_pods(facts.snapshot.pods, facts.pool.key)),
-        *events_of_reclaimed(outcome.replaced, facts.snapshot.nodes),
+        *events_of_taken(taken_pods(snapshot.pods, facts.pool.key, facts.now_ms)),
+        *events_of_reclaimed(outcome.replaced, snapshot.nodes),
+        *events_of_drained(drained_pods((*snapshot.pods, *snapshot.gone), facts.pool.key, facts.now_ms)),
     )
 
 

@@ -30,6 +30,8 @@ class Facts:
     """Live Deployments by variant."""
     prices: PriceList
     variant_prices: Mapping[str, VariantPrice]
+    slots: int
+    """Requests that every replica can run at once."""
     load: Load
     reported_context: int
     cold_starts: Mapping[str, int]

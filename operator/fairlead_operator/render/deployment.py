@@ -18,7 +18,14 @@ from fairlead_operator.decide.rollout import Decision, Inputs, Step, decide
 from fairlead_operator.render.engine_args import engine_problems
 from fairlead_operator.render.merge import template_problems
 from fairlead_operator.render.objects import deployment_name, metadata, variant_labels
-from fairlead_operator.render.pod_template import Images, RenderSettings, adapter_claims, container, pod_template
+from fairlead_operator.render.pod_template import (
+    Images,
+    RenderSettings,
+    adapter_claims,
+    container,
+    engine_argument,
+    pod_template,
+)
 from fairlead_operator.render.revisions import (
     ANNOTATION_SPEC,
     ANNOTATION_TEMPLATE,
@@ -33,6 +40,7 @@ from fairlead_operator.render.revisions import (
 MAX_TEMPLATE_BYTES = 200 * 1024
 """All annotations of an object together may have 256 KiB."""
 DEADLINE_AFTER_STARTUP_S = 60
+LEAST_STARTUP_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +62,7 @@ class TemplatePlan:
     @property
     def checkpoint_revision(self) -> str:
         """Revision of the checkpoint that the engine loads; empty where none is named."""
-        arguments = container(self.template, ENGINE).get("args") or ()
-        return next((text.partition("=")[2] for text in arguments if text.startswith("--revision=")), "")
+        return engine_argument(self.template, "--revision")
 
     @property
     def change(self) -> str:
@@ -68,7 +75,13 @@ def validate_pool(pool: ModelPool, image: str = "") -> tuple[Problem, ...]:
 
     ``image`` is the release's engine image, which pools run that name none: its tag says which vLLM is asked.
     """
-    return (*engine_problems(pool.spec, pool.name, image), *template_problems(pool.spec), *_size_problems(pool.spec))
+    spec = pool.spec
+    return (
+        *engine_problems(spec, pool.name, image),
+        *_time_problems(spec),
+        *template_problems(spec),
+        *_size_problems(spec),
+    )
 
 
 def first_revision(spec: ModelPoolSpec) -> Decision:
@@ -201,6 +214,17 @@ def _revision_of(template: Mapping[str, Any] | None) -> int:
     """Templates of an earlier release carry no number: they are the first."""
     label = _label(template or {})
     return int(label) if label.isdecimal() else 1
+
+
+def _time_problems(spec: ModelPoolSpec) -> tuple[Problem, ...]:
+    where, longest = "spec.rollout.startupTimeout", spec.rollout.startup_timeout
+    if longest.ms >= LEAST_STARTUP_S * 1000:
+        return ()
+    text = (
+        f"{where} is {longest}, and no engine is ready in less than {LEAST_STARTUP_S}s: each pod would be ended while "
+        "it starts. Set the longest start that is still good, such as 20m."
+    )
+    return (Problem(Reason.INVALID_ARGUMENT, text, where),)
 
 
 def _size_problems(spec: ModelPoolSpec) -> tuple[Problem, ...]:

@@ -28,6 +28,8 @@ __all__ = ["ENGINE_SOCKET", "MODELS_DIR", "engine_arguments", "engine_problems",
 ENGINE_SOCKET = "/run/fairlead/engine.sock"
 SHUTDOWN_SECONDS = 15
 """What vLLM may take after SIGTERM. The drain is over by then, and the kubelet kills after 30 s."""
+ALIKE = 0.8
+"""Likeness of two arguments, their dashes included, from which one is taken for the other misspelt."""
 
 
 def engine_arguments(pool_name: str, spec: ModelPoolSpec, variant: Variant) -> tuple[str, ...]:
@@ -135,11 +137,20 @@ def _unknown(one: Given, version: str | None) -> str:
         return ""
     if one.name in REMOVED:
         return f"is no argument of {shown(version)} any more. {REMOVED[one.name]}"
-    close = difflib.get_close_matches(one.name, named(version), n=1)
-    hint = f"Did you mean {close[0]}?" if close else "Remove it."
+    hint = _hint(one.name, version)
     if version is None:
+        hint = hint or "Make sure that the image's vLLM has it."
         return f"is no argument of vLLM {' or '.join(KNOWN)}; it is passed on as it is. {hint}"
-    return f"is no argument of {shown(version)}, which ends with an error. {hint}"
+    return f"is no argument of {shown(version)}, which ends with an error. {hint or 'Remove it.'}"
+
+
+def _hint(name: str, version: str | None) -> str:
+    """What an argument that nobody knows was probably meant to be; empty if that is nothing that may be given."""
+    close = difflib.get_close_matches(name, named(version), n=1, cutoff=ALIKE)
+    option = close[0] if close else ""
+    if path := _field_paths(version).get(option):
+        return f"Set {path}."
+    return f"Did you mean {option}?" if option and not _own(option) else ""
 
 
 def _misused(one: Given, seen: set[Option]) -> str:

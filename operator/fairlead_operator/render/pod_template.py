@@ -19,6 +19,8 @@ STATE_DIR = "/var/lib/fairlead"
 CACHE_DIR = "/cache"
 TOKEN_SECONDS = 3600
 GRACE_AFTER_DRAIN_S = 30
+TERMINATION_LOG = "/dev/termination-log"
+"""Where the kubelet reads a container's last words, unless its spec says otherwise; it may be written in any case."""
 STARTUP_PERIOD_S = 2
 LIVENESS_PERIOD_S = 10
 LIVENESS_FAILURES = 6
@@ -119,6 +121,7 @@ def _router_env(pool: ModelPool, settings: RenderSettings) -> list[dict[str, Any
         "FAIRLEAD_ENGINE_SOCKET": ENGINE_SOCKET,
         "FAIRLEAD_DRAIN_SOCKET": DRAIN_SOCKET,
         "FAIRLEAD_DRAIN_TIMEOUT": str(pool.spec.rollout.drain_timeout.seconds),
+        "FAIRLEAD_TERMINATION_LOG": TERMINATION_LOG,
         "HOME": STATE_DIR,
     }
     fields = {"FAIRLEAD_NAMESPACE": "metadata.namespace", "FAIRLEAD_POD_NAME": "metadata.name"}
@@ -289,3 +292,9 @@ def container(template: Mapping[str, Any], name: str) -> dict[str, Any]:
     spec = template.get("spec") or {}
     listed: Sequence[dict[str, Any]] = [*spec.get("containers", ()), *spec.get("initContainers", ())]
     return next((item for item in listed if item.get("name") == name), {})
+
+
+def engine_argument(template: Mapping[str, Any], name: str) -> str:
+    """The value that a pod template gives vLLM for an argument; empty where it gives none."""
+    arguments = container(template, ENGINE).get("args") or ()
+    return next((text.partition("=")[2] for text in arguments if text.startswith(f"{name}=")), "")

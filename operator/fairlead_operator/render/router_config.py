@@ -53,11 +53,23 @@ WINDOW_MS: Mapping[Period, int] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """What a pool's engines were told: another thing than the spec's while that is refused, or was taken back.
+
+    ``slots``: requests that every replica runs at once. ``context``: tokens of one request; 0 = the checkpoint's own.
+    """
+
+    slots: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolInput:
     """A pool and what is known of it beside its spec.
 
     ``reported_context``: what its engines say; 0 = unknown. ``concurrency``: requests that a replica of a variant
-    should run at once so that the objectives hold, where that is known.
+    should run at once so that the objectives hold, where that is known. ``running``: what its engines were told;
+    ``None`` = what the spec says.
     """
 
     pool: ModelPool
@@ -65,11 +77,18 @@ class PoolInput:
     reported_context: int = 0
     cold_start_ms: int = 120_000
     concurrency: Mapping[str, int] = field(default_factory=dict)
+    running: Running | None = None
 
     @property
     def context(self) -> int:
         """Tokens that the pool's engines hold; 0 = unknown."""
-        return self.pool.spec.engine.max_context_tokens or self.reported_context
+        told = self.pool.spec.engine.max_context_tokens if self.running is None else self.running.context
+        return told or self.reported_context
+
+    @property
+    def slots(self) -> int:
+        """Requests that every replica of the pool can run at once."""
+        return slots_of(self.pool.spec) if self.running is None else self.running.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +222,7 @@ def _pool(one: PoolInput) -> PoolConfig:
     return PoolConfig(
         pool=one.pool.key,
         max_context_tokens=one.context,
-        slots=slots_of(one.pool.spec),
+        slots=one.slots,
         card=None if one.card is None else wire_card(one.card),
         cold_start_s=-(-one.cold_start_ms // 1000),
         ttft_ms=ttft_ms,

@@ -13,8 +13,9 @@ from fairlead_operator.decide.replicas import Decision, cost_text, price_text
 from fairlead_operator.decide.variants import VariantOption, change_text
 from fairlead_operator.status.conditions import find
 from fairlead_operator.status.costbudget import BudgetView
-from fairlead_operator.status.pods import pod_text, reclaim_text, taken_text
+from fairlead_operator.status.pods import drain_text, pod_text, reclaim_text, taken_text
 from fairlead_operator.units import format_duration
+from fairlead_router.contract import DrainReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,18 @@ def events_of_reclaimed(pods: Iterable[PodFact], nodes: Mapping[str, NodeFact]) 
     reason = EventReason.REPLICA_RECLAIMED
     texts = [(pod, reclaim_text(pod, nodes[pod.node].notice)) for pod in pods if pod.node in nodes]
     return tuple(Event("Normal", reason, text, pod.name, {"pod": pod.key}) for pod, text in texts)
+
+
+def events_of_drained(pods: Iterable[PodFact]) -> tuple[Event, ...]:
+    """Pods that are gone, and how the last requests at their engines ended."""
+    return tuple(_drain_event(pod, pod.drained) for pod in pods if pod.drained is not None)
+
+
+def _drain_event(pod: PodFact, told: DrainReport) -> Event:
+    fields = {"pod": pod.key, "requests": told.requests, "left": told.left, "took_s": told.took_s}
+    kind: Literal["Normal", "Warning"] = "Warning" if told.left else "Normal"
+    reason = EventReason.DRAIN_TIMED_OUT if told.left else EventReason.DRAIN_FINISHED
+    return Event(kind, reason, drain_text(pod.name, told), pod.name, fields)
 
 
 def events_of_modelpool(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event, ...]:

@@ -249,8 +249,7 @@ def price_known_finding(view: PoolView) -> Finding:
 
 def _unpinned(pool: ModelPool) -> str:
     sources = [pool.spec.model_of(variant) for variant in pool.spec.variants]
-    loose = {source.uri for source in sources if source.revision is None and source.uri.startswith("hf://")}
-    return ", ".join(sorted(loose))
+    return ", ".join(sorted({source.uri for source in sources if source.loose}))
 
 
 def _zero_text(view: PoolView) -> str:

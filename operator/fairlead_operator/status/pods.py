@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairlead_operator.decide.facts import PodFact, clock_text
+from fairlead_operator.render.engine_args import SHUTDOWN_SECONDS
 from fairlead_operator.units import format_duration
+from fairlead_router.contract import DrainReport
 
 PODS_SHOWN = 2
 _QUOTA = re.compile(r"exceeded quota: ([^,]+), requested: (\S+), used: (\S+), limited: (\S+)")
@@ -59,6 +61,18 @@ def taken_text(pod: PodFact) -> str:
 def reclaim_text(pod: PodFact, notice: str) -> str:
     """A pod that is replaced because its node is about to go, as a sentence; ``notice`` is the node's."""
     return f"Node {pod.node} is about to go ({notice}): pod {pod.name} drains, another one starts elsewhere."
+
+
+def drain_text(pod: str, report: DrainReport) -> str:
+    """How the last requests at a pod's engine ended: ``chat-8b-2mwq8: 61 requests ended in 3m12s of 10m, 0 cut``."""
+    count = "1 request" if report.requests == 1 else f"{report.requests} requests"
+    took, limit = (format_duration(round(seconds) * 1000) for seconds in (report.took_s, report.timeout_s))
+    if not report.left:
+        return f"{pod}: {count} ended in {took} of {limit}, 0 cut"
+    return (
+        f"{pod}: {report.left} of {count} still ran after {limit} (drainTimeout). The engine got {SHUTDOWN_SECONDS}s "
+        "more; what it did not finish then was cut, and is charged for what ran"
+    )
 
 
 def refusal_text(deployment: Mapping[str, Any]) -> str:

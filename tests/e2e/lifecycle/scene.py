@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -177,7 +176,7 @@ def playing(
 @contextmanager
 def clients(scene: Scene) -> Iterator[None]:
     """Run the traffic; it has begun when each client was answered once."""
-    key = command(scene.kube, "key", "create", POOL, "-n", TEAM)
+    key = scene.kube.fairlead("key", "create", POOL, "-n", TEAM)
     urls = [address(scene.kube, "fairlead-gateway", "fairlead"), address(scene.kube, POOL, fleet.PLATFORM)]
     program = [sys.executable, traffic.__file__, POOL, *urls]
     environment = {**os.environ, "FAIRLEAD_KEY": next(word for word in key.split() if word.startswith("fl_"))}
@@ -191,7 +190,7 @@ def clients(scene: Scene) -> Iterator[None]:
         finally:
             run.terminate()
             run.wait(traffic.PATIENCE_S)
-            command(scene.kube, "key", "revoke", POOL, "-n", TEAM)
+            scene.kube.fairlead("key", "revoke", POOL, "-n", TEAM)
 
 
 def answered(requests: list[tally.Request]) -> bool:
@@ -203,18 +202,3 @@ def answered(requests: list[tally.Request]) -> bool:
 def address(kube: Kube, service: str, namespace: str) -> str:
     """A Service's address inside the cluster."""
     return f"http://{kube.get('service', service, '-n', namespace)['spec']['clusterIP']}"
-
-
-def command(kube: Kube, *arguments: str) -> str:
-    """Run the ``fairlead`` command as a person would; its output."""
-    environment = {**os.environ, "KUBECONFIG": str(kube.kubeconfig)}
-    done = subprocess.run(
-        [sys.executable, "-m", "fairlead_operator.cli.main", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout

@@ -39,7 +39,8 @@ BatchedTokens = Annotated[int, Field(ge=1, le=1_048_576)]
 MemoryPercent = Annotated[int, Field(ge=10, le=99)]
 ParallelSize = Annotated[int, Field(ge=1, le=16)]
 QuantizationMethod = Annotated[str, Field(pattern="^[a-z0-9_-]+$", max_length=63)]
-EngineArgument = Annotated[str, Field(pattern=r"^--[a-z0-9][a-z0-9.-]*(=.*)?$", max_length=1024)]
+ENGINE_ARGUMENT_PATTERN = r"^--[a-z0-9][a-z0-9.-]*(=.*)?$"
+EngineArgument = Annotated[str, Field(pattern=ENGINE_ARGUMENT_PATTERN, max_length=1024)]
 EngineArguments = Annotated[tuple[EngineArgument, ...], Field(max_length=32, json_schema_extra=atomic_list())]
 AnnotationValue = Annotated[str, Field(max_length=4096)]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=20)]
@@ -67,6 +68,11 @@ class ModelSource(KubeModel):
     revision: Revision | None = None
     """Commit, tag or branch of the checkpoint. Default: the source's head when a pod starts."""
 
+    @property
+    def loose(self) -> bool:
+        """Whether pods that start at different times may load different checkpoints."""
+        return self.revision is None and self.uri.startswith("hf://")
+
 
 class Adapter(KubeModel):
     """A LoRA adapter of the pool's model."""
@@ -74,7 +80,7 @@ class Adapter(KubeModel):
     name: Name
     """Name that routes give as adapter."""
     uri: Uri
-    """Where the adapter is: hf://org/name, s3://, gs://, pvc:// or oci://."""
+    """Where the adapter is: hf://org/name or pvc://claim/path; a running engine loads from nowhere else."""
 
 
 class Lora(KubeModel):

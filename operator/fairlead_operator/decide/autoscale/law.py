@@ -28,11 +28,12 @@ TICKS_S: Final = 10.0
 UP: Final = 0.25
 DOWN: Final = 1.0
 """Shares of a start's cost that staying must have cost before replicas are added or taken away."""
-SHORTEST_START_S: Final = 60.0
-"""Even a faster start costs so much: requests wait while the routers learn of a change."""
+SHORTEST_START_S: Final = 120.0
+"""Even a faster start costs so much: pods are placed, caches are lost, and routers must learn of a change."""
 DOWN_EVERY_S: Final = 60.0
 CALM_MISSES: Final = 0.05
-"""Above this share of misses in the last minute nothing is taken away."""
+"""Above this share of misses in the last minute, or twice what the objectives allow, nothing is taken away, and nothing
+that would leave more to expect: it would soon be taken back."""
 CALM_COUNT: Final = 2
 OVERLOADED: Final = 0.3
 """Above it a queue has built up, and the misses say nothing about the load of now."""
@@ -45,8 +46,10 @@ MOST_BACKLOG: Final = 0.5
 MOST_ADDED: Final = 4
 """Replicas may double, or grow by so many, until those are ready: one wrong figure must not run up a bill."""
 EVENTS_HALF_LIFE_S: Final = 43_200.0
-EVENTS_FREE: Final = 13.0
-"""Above so many changes in about a day, each must be worth more."""
+EVENTS_FREE: Final = 12.0
+THRIFT: Final = 4
+"""Above so many changes in about a day each must be worth more, by this power of their number: with 40 a day more than
+thirty times a start. So a demand that pays for many changes gets few more than a calm one, and none is forbidden."""
 OVERDUE_STARTS: Final = 3
 """A replica that has not become ready in the time of so many starts holds up no decision."""
 LOAD_STEP: Final = 1.25
@@ -231,18 +234,21 @@ def _regret(so_far: float, stay: float, other: _Option | None, unit: float, seco
 
 
 def _decided(case: _Case, stay: float, up: _Option | None, down: _Option | None, bound: _Bound) -> Judgement:
-    """Up if it is worth a start or the bounds ask for it, else down if nothing speaks against it, else as it is."""
+    """Up if it is worth a start or the bounds ask for it, else down if nothing speaks against it, else as it is.
+
+    What the budgets do not pay goes whatever else is known: they are no signal of the routers.
+    """
     kept = Judgement(case.current, bound.wanted, STEADY, bound.by)
     if up is not None and (sum(case.current) < case.floor or _worth_a_start(case, up)):
         return Judgement(up.numbers, bound.wanted, _reason_up(case), bound.by)
+    if down is not None and _over_budget(case, case.current):
+        return Judgement(down.numbers, bound.wanted, ScalingReason.MAX_REPLICAS, CapBound.SPEND)
     if down is None or not _may_shrink(case):
         return kept
-    above = sum(case.current) > case.settings.maximum
-    gone = sum(case.current) - sum(down.numbers)
-    start = max(case.cold_start_s, SHORTEST_START_S) * _thrift(case.memory)
-    if above:
+    if sum(case.current) > case.settings.maximum:
         return Judgement(down.numbers, sum(case.current), ScalingReason.MAX_REPLICAS, Reason.MAX_REPLICAS)
-    if down.cost < stay and case.memory.regret_down >= DOWN * start * gone:
+    gone = sum(case.current) - sum(down.numbers)
+    if down.cost < stay and case.memory.regret_down >= DOWN * _start_s(case) * gone:
         return Judgement(down.numbers, sum(down.numbers), ScalingReason.UNNEEDED, "")
     return kept
 
@@ -252,13 +258,12 @@ def _worth_a_start(case: _Case, up: _Option) -> bool:
     if sum(case.current) == 0:
         return case.observation.held > 0 or case.observation.arrivals > 0
     added = sum(max(0, new - old) for new, old in zip(up.numbers, case.current, strict=True))
-    start = max(case.cold_start_s, SHORTEST_START_S) * _thrift(case.memory)
-    return case.memory.regret_up >= UP * start * added
+    return case.memory.regret_up >= UP * _start_s(case) * added
 
 
-def _thrift(memory: Memory) -> float:
-    """By how much more a change must be worth, the more changes there were lately."""
-    return max(1.0, memory.events / EVENTS_FREE) ** 2
+def _start_s(case: _Case) -> float:
+    """What a start counts as, in seconds of a replica: more, the more changes there were lately."""
+    return max(case.cold_start_s, SHORTEST_START_S) * max(1.0, case.memory.events / EVENTS_FREE) ** THRIFT
 
 
 def _may_shrink(case: _Case) -> bool:
@@ -267,7 +272,7 @@ def _may_shrink(case: _Case) -> bool:
         case.observation.complete
         and not _starting(case.settings)
         and case.backlog == 0
-        and _missed(case.memory) <= CALM_MISSES
+        and _missed(case.memory) <= _calm_misses(case)
         and case.observation.at_ms - case.memory.down_ms >= DOWN_EVERY_S * 1000
     )
 
@@ -319,7 +324,7 @@ def _best_above(case: _Case) -> tuple[_Option | None, _Bound]:
 
 
 def _best_below(case: _Case) -> _Option | None:
-    """The best of the sets that only take replicas away."""
+    """The best of the sets that only take replicas away, of those that the budgets pay and that leave the pool calm."""
     kinds = tuple(
         replace(kind, least=min(kind.least, now), most=min(kind.most, now))
         for kind, now in zip(case.fleet.kinds, case.current, strict=True)
@@ -328,8 +333,22 @@ def _best_below(case: _Case) -> _Option | None:
     if most < case.floor:
         return None
     able = sum(kind.load * kind.most for kind in kinds)
-    found = best(case.fleet, options(kinds, case.floor, most, able), case.outlook)
+    forced = sum(case.current) > case.settings.maximum or _over_budget(case, case.current)
+    sets = [one for one in options(kinds, case.floor, most, able) if not _over_budget(case, one)]
+    found = best(case.fleet, sets, case.outlook)
+    if found is not None and not forced and not _calm(case, found[0]):
+        found = best(case.fleet, [one for one in sets if _calm(case, one)], case.outlook)
     return None if found is None else _Option(*found)
+
+
+def _calm(case: _Case, numbers: Numbers) -> bool:
+    """Whether so many replicas leave few enough misses to expect."""
+    asked = sum(rate * weight for rate, weight in case.outlook.points)
+    return case.fleet.misses(numbers, case.outlook) <= _calm_misses(case) * asked
+
+
+def _calm_misses(case: _Case) -> float:
+    return max(CALM_MISSES, 2 * (1 - case.settings.objectives.attainment))
 
 
 def _limit(case: _Case, numbers: Numbers) -> str:
@@ -337,15 +356,20 @@ def _limit(case: _Case, numbers: Numbers) -> str:
     settings, total = case.settings, sum(numbers)
     if total <= case.floor:
         return Reason.MAX_REPLICAS if total > settings.maximum else ""
-    per_hour = case.fleet.paid(numbers) * 3600
-    if settings.spend_cap_per_hour is not None and per_hour > settings.spend_cap_per_hour:
+    if _over_budget(case, numbers):
         return CapBound.SPEND
-    thousands = case.rate * 3.6
+    per_hour, thousands = case.fleet.paid(numbers) * 3600, case.rate * 3.6
     if settings.max_cost_per_thousand is not None and per_hour > settings.max_cost_per_thousand * thousands:
         return CapBound.COST
     if total > settings.maximum:
         return Reason.MAX_REPLICAS
     return CapBound.STEP if total > max(2 * settings.ready, settings.ready + MOST_ADDED) else ""
+
+
+def _over_budget(case: _Case, numbers: Numbers) -> bool:
+    """Whether so many replicas, more than the least, cost more an hour than the budgets leave."""
+    cap = case.settings.spend_cap_per_hour
+    return cap is not None and sum(numbers) > case.floor and case.fleet.paid(numbers) * 3600 > cap
 
 
 def _reason_up(case: _Case) -> str:

@@ -113,7 +113,8 @@ def _because(judgement: Judgement, shown: Shown, settings: Settings) -> str:
         case ScalingReason.BACKLOG:
             return f"{_requests(shown.backlog)} wait"
         case ScalingReason.MIN_REPLICAS | ScalingReason.MAX_REPLICAS:
-            return f"the bounds are {settings.minimum} to {settings.maximum} replicas"
+            bounds = f"the bounds are {settings.minimum} to {settings.maximum} replicas"
+            return _budgets_text(settings) if judgement.bound_by == CapBound.SPEND else bounds
         case ScalingReason.FORECAST | ScalingReason.UNNEEDED:
             return f"{_expected(shown)}; one replica takes {rate_text(shown.capacity)}/s"
         case _:
@@ -128,11 +129,15 @@ def _bound_text(judgement: Judgement, settings: Settings) -> str:
             most = format_usd(settings.max_cost_per_thousand or 0)
             return f"More would cost above {most} USD for a thousand requests (maxCostPerThousandRequests)."
         case CapBound.SPEND:
-            return f"The budgets leave {format_usd(settings.spend_cap_per_hour or 0)} USD/h."
+            return f"The{_budgets_text(settings)[3:]}."
         case CapBound.STEP:
             return f"{judgement.wanted} are wanted: more are added once these are ready."
         case _:
             return ""
+
+
+def _budgets_text(settings: Settings) -> str:
+    return f"the budgets leave {format_usd(settings.spend_cap_per_hour or 0)} USD/h"
 
 
 def _replicas(count: int) -> str:

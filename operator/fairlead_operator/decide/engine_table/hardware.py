@@ -50,11 +50,14 @@ class Device:
         """
         if self.platform == "cpu":
             return (CPU_BATCH,)
-        if self.memory is None:
-            return BATCHES
-        if self.memory >= _LARGEST:
-            return (BATCHES[0],)
-        return (BATCHES[1],) if self.memory >= _LARGE and not self.name.startswith("A100") else (BATCHES[2],)
+        return BATCHES if self.memory is None else (default_batch(self.name, self.memory),)
+
+
+def default_batch(name: str, memory: float) -> tuple[int, int]:
+    """Sequences and tokens of a step that vLLM's server takes by itself on an accelerator of ``memory`` bytes."""
+    if memory >= _LARGEST:
+        return BATCHES[0]
+    return BATCHES[1] if memory >= _LARGE and "A100" not in name else BATCHES[2]
 
 
 def device_of(variant: Variant) -> Device:
