@@ -249,6 +249,28 @@ def test_without_money_the_minimum_stays_or_a_single_replica() -> None:
         assert pool.tick(75.0).replicas == left
 
 
+def test_a_pool_without_a_minimum_goes_to_zero_while_what_runs_can_still_be_paid_until_it_is_gone() -> None:
+    pool = settled(75.0, hours=1, current=8, minimum=0)
+    pool.given = replace(pool.given, spend_cap_per_hour=USD, pays_a_replica=False)
+    wish = pool.tick(75.0, waiting=500, complete=False)
+    assert (wish.replicas, wish.reason, wish.bound_by) == (0, ScalingReason.MAX_REPLICAS, CapBound.SPEND)
+    assert wish.because == "the budgets do not pay for a replica until it is gone again"
+    assert "The budgets do not pay for a replica until it is gone again." in wish.message
+    assert "scaleToZeroAfter" not in wish.message
+
+
+def test_what_a_start_would_cost_without_use_is_not_spent_even_while_requests_wait() -> None:
+    given_ = settings(variant(current=0), minimum=0, spend_cap_per_hour=USD, pays_a_replica=False)
+    _, wish = step(Memory(START), observation(START + TICK_MS, 1, held=1), given_)
+    assert (wish.replicas, wish.wanted, wish.bound_by) == (0, 1, CapBound.SPEND)
+
+
+def test_a_minimum_runs_even_where_the_budgets_do_not_pay_for_it() -> None:
+    pool = settled(75.0, hours=1, current=8, minimum=3)
+    pool.given = replace(pool.given, spend_cap_per_hour=0, pays_a_replica=False)
+    assert pool.tick(75.0).replicas == 3
+
+
 def test_of_two_variants_the_set_stays_that_the_budgets_pay_and_costs_least() -> None:
     dear, cheap = variant("h100", 3), variant("l40s", 3, price=USD, curves=((1, Curve((2.0, 3.0), (1.0, 0.0))),))
     given_ = settings(dear, cheap, spend_cap_per_hour=7 * USD)

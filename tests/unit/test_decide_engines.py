@@ -54,7 +54,7 @@ def test_a_seed_comes_from_the_models_name_and_the_nodes_accelerator() -> None:
     engine = engine_now(known(chat()), spec, spec.variants[0])
     assert engine is not None
     assert 0.005 < engine.step.base < 0.02
-    assert (engine.token_budget, engine.max_sequences) == (8192, 256)
+    assert (engine.token_budget, engine.max_sequences) == (8192, 1024)
     assert "GB on 1 × H100" in known(chat()).reason
 
 

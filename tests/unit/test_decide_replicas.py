@@ -152,6 +152,28 @@ def test_slots_are_those_of_the_smallest_variant() -> None:
     assert slots_of(spec) == 16
 
 
+@pytest.mark.parametrize(
+    ("resource", "label", "engine", "slots"),
+    [
+        ("nvidia.com/gpu", "NVIDIA-H100-80GB-HBM3", {}, 1024),
+        ("nvidia.com/gpu", "NVIDIA-H100-80GB-HBM3", {"maxBatchedTokens": 512}, 512),
+        ("nvidia.com/gpu", "NVIDIA-H100-80GB-HBM3", {"maxSequences": 64}, 64),
+        ("nvidia.com/gpu", "NVIDIA-A100-SXM4-80GB", {}, 256),
+        ("nvidia.com/gpu", "NVIDIA-L40S", {}, 256),
+        ("nvidia.com/gpu", "a-name-that-nobody-knows", {}, 256),
+        ("cpu", "", {}, 128),
+    ],
+)
+def test_an_engine_that_is_told_no_number_takes_what_vllm_takes_on_its_hardware(
+    resource: str, label: str, engine: dict[str, int], slots: int
+) -> None:
+    one = {"accelerator": {"resourceName": resource}, "nodeSelector": {"nvidia.com/gpu.product": label}}
+    pool = make_pool("chat").engine(**engine).variant("one", **one)
+    assert slots_of(pool.parsed().spec) == slots
+    both = pool.variant("l40s", nodeSelector={"nvidia.com/gpu.product": "NVIDIA-L40S"})
+    assert slots_of(both.parsed().spec) == min(slots, 256), "of the variants the smallest"
+
+
 def test_cheap_hardware_is_priced_with_more_places() -> None:
     decision = decide(inputs(options=(option("cpu", 1, price=20_000_000),), load=load(running=4, held=8)))
     assert cost_text(decision) == "0.0200 to 0.0400 USD/h"
@@ -331,6 +353,27 @@ def test_what_budgets_do_not_leave_goes_down_to_the_minimum() -> None:
     assert (decision.replicas, decision.bound_by) == (1, "Budget")
     assert "The budgets leave 0.00 USD/h for the pool." in decision.message
     assert decide(replace(broke, bounds=bounds(minimum=3))).replicas == 3
+
+
+def test_a_pool_without_a_minimum_goes_to_zero_before_its_last_replica_cannot_be_paid() -> None:
+    spent = Spending(per_hour=2_950_000_000, pays_a_replica=False)
+    broke = inputs(bounds=bounds(minimum=0), load=load(running=40), options=(option(current=2),), spending=spent)
+    decision = decide(broke)
+    assert (decision.replicas, decision.reason, decision.bound_by) == (0, "MaxReplicas", "Budget")
+    assert decision.message.startswith("The budgets do not pay for a replica until it is gone again.")
+    empty = decide(replace(broke, options=(option(current=0),), load=load(held=30)))
+    assert (empty.replicas, empty.bound_by) == (0, "Budget")
+    free = decide(replace(broke, options=(option(current=2, price=0),)))
+    assert (free.replicas, free.bound_by) == (free.wanted, "")
+    assert decide(replace(broke, bounds=bounds(minimum=1))).replicas == 1
+
+
+def test_the_larger_wish_of_the_queue_starts_nothing_that_cannot_be_paid() -> None:
+    spent = Spending(per_hour=0, pays_a_replica=False)
+    zero = inputs(
+        bounds=bounds(minimum=0), latency=wish(0), load=load(held=30), options=(option(current=0),), spending=spent
+    )
+    assert decide(zero).replicas == 0
 
 
 def test_a_number_that_somebody_set_is_not_cut_by_money() -> None:

@@ -80,6 +80,10 @@ def test_routers_are_told_what_the_engines_run_with_not_what_the_spec_would_have
     assert (kept.slots, kept.max_context_tokens) == (64, 32_768), "a revision was taken back, or is refused"
     (bare,) = compiled(picture(wanted, context="8192")).pools
     assert (bare.slots, bare.max_context_tokens) == (256, 8192), "vLLM's and the checkpoint's own"
+    large = make_pool("chat").variant("l40s", nodeSelector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"})
+    assert compiled(picture(large)).pools[0].slots == 1024
+    (small,) = compiled(picture(large, args=["--max-num-batched-tokens=512"])).pools
+    assert small.slots == 512, "no more requests than tokens"
     (first,) = compiled(picture(make_pool("chat").variant("h100").engine(maxSequences=512))).pools
     assert first.slots == 512, "it has no Deployment yet"
     (two,) = compiled(picture(wanted.variant("h100"), args=["--max-num-seqs=1024"])).pools

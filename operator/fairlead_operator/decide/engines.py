@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Variant
-from fairlead_operator.api.v1alpha1.modelpool import Engine as EngineSettings
 from fairlead_operator.api.v1alpha1.modelpool import SpeculativeDecoding
 from fairlead_operator.decide.engine_table.hardware import BATCHES, default_batch
-from fairlead_operator.decide.replicas import DEFAULT_SLOTS
+from fairlead_operator.decide.replicas import sequences_of
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.decide.speculation import LEAST_DRAFTS, Counted, count
 from fairlead_operator.performance.drafting import draft_cost
@@ -84,7 +83,7 @@ def begin(spec: ModelPoolSpec, variant: Variant, labels: Sequence[str]) -> Learn
     settings, key = spec.engine_of(variant), engine_key(spec, variant)
     model, hardware = _model(spec, variant), _hardware((*variant.node_selector.values(), *labels))
     cost = _cost(settings.speculative_decoding, model, hardware, variant)
-    seed = _seed(settings, variant, model, hardware)
+    seed = _seed(spec, variant, model, hardware)
     if isinstance(seed, Unknown):
         return Learned(key, None, seed.reason.rstrip("."), start(None), cost=cost)
     tokens = settings.speculative_decoding.tokens if settings.speculative_decoding is not None else 0
@@ -127,7 +126,7 @@ def engine_now(known: Learned, spec: ModelPoolSpec, variant: Variant) -> Engine 
         return None
     settings = spec.engine_of(variant)
     budget = settings.max_batched_tokens or (known.seed.token_budget if known.seed is not None else SMALL_BUDGET)
-    engine = Engine(step, tokens, budget, settings.max_sequences or DEFAULT_SLOTS)
+    engine = Engine(step, tokens, budget, sequences_of(spec, variant))
     drafts = settings.speculative_decoding
     return engine if drafts is None else _yielding(engine, known, drafts)
 
@@ -169,12 +168,13 @@ def _cost(
 
 
 def _seed(
-    settings: EngineSettings, variant: Variant, model: ModelFacts | Unknown, hardware: HardwareFacts | Unknown
+    spec: ModelPoolSpec, variant: Variant, model: ModelFacts | Unknown, hardware: HardwareFacts | Unknown
 ) -> Seed | Unknown:
     if isinstance(model, Unknown):
         return model
     if isinstance(hardware, Unknown):
         return hardware
+    settings = spec.engine_of(variant)
     words = settings.quantization
     return engine_of(
         model,
@@ -182,7 +182,7 @@ def _seed(
         accelerators=variant.parallelism.accelerators,
         kv_value_bytes=1 if words is not None and (words.kv_cache or "").startswith("fp8") else 2,
         token_budget=settings.max_batched_tokens or default_batch(hardware.name, hardware.memory)[1],
-        max_sequences=settings.max_sequences or DEFAULT_SLOTS,
+        max_sequences=sequences_of(spec, variant),
     )
 
 

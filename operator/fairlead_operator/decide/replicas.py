@@ -13,14 +13,14 @@ budgets will pay.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Reason, ScalingReason
+from fairlead_operator.api.v1alpha1 import ModelPoolSpec, Reason, ScalingReason, Variant
 from fairlead_operator.decide.autoscale import CapBound, Wish
+from fairlead_operator.decide.engine_table.hardware import default_sequences
 from fairlead_operator.decide.facts import clock_text
 from fairlead_operator.decide.signals import STALE_MS, Load, Missing
 from fairlead_operator.decide.variants import Counts, Split, VariantOption, change_text, cost_per_hour, distribute
 from fairlead_operator.units import format_duration, format_usd
 
-DEFAULT_SLOTS = 256
 DEFAULT_COLD_START_MS = 120_000
 SHORTEST_WINDOW_MS = 30_000
 MAX_PEAKS = 512
@@ -86,9 +86,13 @@ class Spending:
     per_thousand: int | None = None
     per_hour: int | None = None
     requests_per_hour: int = 0
+    pays_a_replica: bool = True
+    """Whether the budgets pay for what runs until it is gone."""
 
     def bound(self, cost: int | None) -> str:
         """What forbids to pay so much an hour, empty if nothing does; a cost that is unknown is above every limit."""
+        if not self.pays_a_replica and cost != 0:
+            return Reason.BUDGET
         if self.per_hour is not None and (cost is None or cost > self.per_hour):
             return Reason.BUDGET
         if self.per_thousand is not None and (cost is None or cost * 1000 > self.per_thousand * self.requests_per_hour):
@@ -169,7 +173,13 @@ def bounds_of(spec: ModelPoolSpec) -> Bounds:
 
 def slots_of(spec: ModelPoolSpec) -> int:
     """Requests that every replica of the pool can run at once, whichever variant it is of."""
-    return min(spec.engine_of(variant).max_sequences or DEFAULT_SLOTS for variant in spec.variants)
+    return min(sequences_of(spec, variant) for variant in spec.variants)
+
+
+def sequences_of(spec: ModelPoolSpec, variant: Variant) -> int:
+    """Requests that a replica of the variant runs at once: what its engine is told, else what vLLM takes by itself."""
+    engine = spec.engine_of(variant)
+    return engine.max_sequences or default_sequences(variant, engine.max_batched_tokens or 0)
 
 
 def cold_start_ms(measured: Sequence[int]) -> int:
@@ -260,9 +270,10 @@ def _moved(counts: Counts, options: Sequence[VariantOption]) -> bool:
 def _affordable(split: Split, bound_by: str, inputs: Inputs) -> tuple[Split, str]:
     """The largest number that may be paid, never below the minimum or a pool's first replica.
 
-    What runs stays where a thousand requests cost too much, but not where the budgets leave no money for it.
+    What runs stays where a thousand requests cost too much, but not where the budgets leave no money for it; then the
+    first replica is not excepted either.
     """
-    floor = max(inputs.bounds.minimum, 1)
+    floor = max(inputs.bounds.minimum, int(inputs.spending.pays_a_replica))
     while split.total > floor and inputs.bounds.fixed is None:
         bound = inputs.spending.bound(cost_per_hour(split.counts, inputs.options))
         if not bound or (bound == Reason.COST_PER_REQUEST and split.total <= inputs.current):
@@ -402,9 +413,15 @@ def _bound_text(bound_by: str, inputs: Inputs, total: int) -> str:
             most = price_text(inputs.spending.per_thousand or 0)
             return f"One more would cost above {most} USD for a thousand requests (maxCostPerThousandRequests)."
         case Reason.BUDGET:
-            return f"The budgets leave {price_text(max(0, inputs.spending.per_hour or 0))} USD/h for the pool."
+            return _budgets_text(inputs.spending, total)
         case _:
             return "No limit bound." if total != inputs.current and inputs.bounds.fixed is None else ""
+
+
+def _budgets_text(spending: Spending, total: int) -> str:
+    if not total:
+        return "The budgets do not pay for a replica until it is gone again."
+    return f"The budgets leave {price_text(max(0, spending.per_hour or 0))} USD/h for the pool."
 
 
 def _set_text(counts: Counts, options: Sequence[VariantOption]) -> str:

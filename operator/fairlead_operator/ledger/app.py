@@ -194,9 +194,8 @@ class Service:
                 self._skew.hear(message.session, message.sent_at, now, self.clock.monotonic())
             vouched = self._skew.vouched()
             said = Said(caller, message, vouched)
-            outcome = await self._noted(
-                self.store.apply(self._sync, said, alone=not message.plain, patient=patient(message))
-            )
+            alone = message.seq == 1 or not message.plain
+            outcome = await self._noted(self.store.apply(self._sync, said, alone=alone, patient=patient(message)))
         self.metrics.answered(outcome)
         return answered(outcome)
 

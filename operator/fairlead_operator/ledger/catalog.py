@@ -188,6 +188,7 @@ def put_costs(connection: Connection, message: PutCosts) -> Refusal | None:
             return Refusal(
                 422, reason=f"{row}: buckets are quarter hours, totals 0 to {MAX_AMOUNT}; nothing was stored"
             )
+    sql.exclusive(connection, "costs")
     sql.write(connection, sql.PUT_COST, (msgspec.structs.asdict(row) for row in message.costs))
     until = max(message.until, costs_until(connection))
     sql.write(connection, sql.PUT_META, [{"k": "costs_until", "v": str(until)}])

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from operator import attrgetter
 
 import msgspec
 from sqlalchemy import Connection
@@ -41,6 +42,11 @@ class _Wish:
     def place(self) -> type_of_place:
         return self.window, self.namespace, self.key
 
+    @property
+    def counted(self) -> bool:
+        """Whether its key counts against the bound of its namespace."""
+        return bool(self.key) and self.key != OTHER
+
 
 @dataclass(slots=True)
 class Resolver:
@@ -61,12 +67,14 @@ class Resolver:
         if not asks:
             return []
         budgets = self._budgets(asks)
-        wishes = [self._wish(ask, budgets, caller) for ask in asks]
-        known = self._accounts({wish.place for wish in wishes if wish})
-        folded = self._open([wish for wish in wishes if wish and wish.place not in known]) if self.create else {}
-        others = folded.values() if self.create else {(*wish.place[:2], OTHER) for wish in wishes if wish}
+        # All ledgers open windows in one order, whatever the order of the asks: none waits for another in a circle.
+        wishes = {ask: self._wish(ask, budgets, caller) for ask in sorted(asks, key=attrgetter("budget"))}
+        wanted = [wish for wish in wishes.values() if wish]
+        known = self._accounts({wish.place for wish in wanted})
+        folded = self._open([wish for wish in wanted if wish.place not in known]) if self.create else {}
+        others = folded.values() if self.create else {(*wish.place[:2], OTHER) for wish in wanted}
         known |= self._accounts(others) if others else {}
-        return [self._resolved(ask, wish, known, folded) for ask, wish in zip(asks, wishes, strict=True)]
+        return [self._resolved(ask, wishes[ask], known, folded) for ask in asks]
 
     def _resolved(
         self,
@@ -121,7 +129,7 @@ class Resolver:
     def _open(self, wishes: list[_Wish]) -> dict[type_of_place, type_of_place]:
         """Open the accounts that do not exist; where a namespace has too many keys, the one of the rest."""
         wanted = {wish.place: wish for wish in wishes}
-        counts = self._key_counts({(wish.window, wish.namespace) for wish in wishes})
+        counts = self._key_counts({wish.place[:2] for wish in wishes if wish.counted})
         before = dict(counts)
         folded: dict[type_of_place, type_of_place] = {}
         for place, wish in sorted(wanted.items()):
@@ -144,13 +152,16 @@ class Resolver:
         sql.write(self.connection, sql.ADD_ACCOUNT, rows)
 
     def _key_counts(self, groups: set[tuple[int, str]]) -> dict[tuple[int, str], int]:
+        """How many keys there are, locked: a count that is not there yet is added first, for others to wait for."""
+        added = ({"window_id": window, "namespace": name, "keys": 0} for window, name in sorted(groups))
+        sql.write(self.connection, sql.ADD_KEYS, added)
         rows = sql.read_rows(self.connection, sql.KEYS, groups)
-        return dict.fromkeys(groups, 0) | {(row.window_id, row.namespace): row.known for row in rows}
+        return {(row.window_id, row.namespace): row.known for row in rows}
 
 
 def _fold(wish: _Wish, counts: dict[tuple[int, str], int]) -> type_of_place:
     """The place a new key gets, counted against its namespace's bound."""
-    if not wish.key or wish.key == OTHER:
+    if not wish.counted:
         return wish.place
     group = wish.window, wish.namespace
     if counts[group] >= wish.max_keys or len(wish.key) > MAX_TEXT:

@@ -10,6 +10,7 @@ from typing import IO, Any, Final
 import msgspec
 from psycopg import InternalError, OperationalError
 from psycopg.adapt import Loader
+from psycopg.errors import LockNotAvailable
 from psycopg.types.numeric import Int8BinaryDumper
 from sqlalchemy import (
     ClauseElement,
@@ -51,6 +52,10 @@ READERS: Final = 4
 OVERFLOW: Final = 8
 CONNECT_S: Final = 5
 LOCK_MS: Final = 10_000
+BRIEF_MS: Final = 50
+"""How long rows may be locked that are not waited for. Well below what PostgreSQL lets pass before it looks for
+circles (deadlock_timeout, a second), and above what it takes to make a table's file longer, a lock as well."""
+_BRIEFLY = f"SET LOCAL lock_timeout = {BRIEF_MS}"
 _DIALECT: Any = psycopg.dialect()  # type: ignore[no-untyped-call]
 _new = tuple.__new__
 log = logging.getLogger(__name__)
@@ -70,9 +75,9 @@ class Text:
     listed: bool
 
     def read(self, connection: Connection, parameters: dict[str, Any]) -> list[Any]:
-        """All rows."""
+        """All rows: whole numbers and text, as the server has them and not as text to read."""
         row = self.row
-        return [_new(row, values) for values in raw(connection).execute(self.text, parameters).fetchall()]
+        return [_new(row, values) for values in raw(connection).execute(self.text, parameters, binary=True).fetchall()]
 
     def run(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """How many rows were touched."""
@@ -88,8 +93,24 @@ class Text:
 
     def change(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
         """Write rows that come as a list; how many were found."""
+        return self.run(connection, self._lists(rows))
+
+    def change_at_once(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
+        """As the last of a transaction, ``change``. 0, and it cannot go on, where others keep one of the rows locked.
+
+        It may have locked whatever it likes before: who does not wait is in no circle of those who do.
+        """
+        try:
+            with unanswered(connection):
+                raw(connection).execute(_BRIEFLY)
+                cursor = raw(connection).execute(self.text, self._lists(rows))
+        except LockNotAvailable:
+            return 0
+        return int(cursor.rowcount)
+
+    def _lists(self, rows: Sequence[Sequence[Any]]) -> dict[str, str]:
         columns = map(array, zip(*rows, strict=True))
-        return self.run(connection, dict(zip(self.order, columns, strict=True)))
+        return dict(zip(self.order, columns, strict=True))
 
 
 def raw(connection: Connection) -> Any:

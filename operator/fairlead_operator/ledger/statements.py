@@ -253,6 +253,7 @@ def _keys(d: ModuleType) -> ClauseElement:
 
 PLACES = _sql(_places)
 KEYS = _sql(_keys)
+ADD_KEYS = _add(window_ns, ["window_id", "namespace", "keys"])
 PUT_KEYS = _put(window_ns, ["window_id", "namespace", "keys"], ["keys"])
 ADD_ACCOUNT = _add(account, ["id", "window_id", "namespace", "key"])
 BOOKS = Account.__struct_fields__
@@ -263,19 +264,18 @@ ACCOUNTS = _sql(
     ).where(account.c.id.in_(d.ids("ids", BigInteger)))
 )
 """As they are committed now: who changes them locks them first, and looks again."""
-_lock_order = account.c.holders > literal_column("1"), account.c.id
-"""In which all ledgers lock accounts, so that none waits for another in a circle; those that many wait for come last.
-
-A transaction that has locked accounts locks no more of them.
-"""
 LOCKED_ACCOUNTS = _sql(
     lambda d: (
         select(account.c.id, *(account.c[name] for name in BOOKS))
         .where(account.c.id.in_(d.ids("ids", BigInteger)))
-        .order_by(*_lock_order)
+        .order_by(account.c.id)
         .with_for_update(key_share=True)
     )
 )
+"""All ledgers wait for accounts in the order of their numbers, which never change: none waits in a circle.
+
+A transaction that has locked accounts waits for no more of them.
+"""
 SCOPES = _sql(
     lambda d: (
         select(
@@ -303,7 +303,7 @@ MOVED: Final[tuple[str, ...]] = ("held", "charged", "cap_high")
 """The columns that most messages change, and often all that they do."""
 _moving, _moved = postgres.updating(account, {"id": "account"} | {name: f"was_{name}" for name in MOVED}, MOVED)
 MOVE_ACCOUNT = postgres.compiled(_moving, _NO_ROW, _moved)
-"""Only where they are what the change was decided on. Their row is locked by it; an account not found is not."""
+"""Only where they are what the change was decided on."""
 
 # --- sessions and holdings
 
@@ -361,7 +361,7 @@ def _held_by(d: ModuleType) -> Select[Any]:
 
 LOCKED_HELD = _sql(
     lambda d: (
-        select(account.c.id).where(account.c.id.in_(_held_by(d))).order_by(*_lock_order).with_for_update(key_share=True)
+        select(account.c.id).where(account.c.id.in_(_held_by(d))).order_by(account.c.id).with_for_update(key_share=True)
     )
 )
 """The accounts that sessions hold something of."""
@@ -441,12 +441,13 @@ ARCHIVED = _sql(
         select(account.c.id)
         .join(budget_window, budget_window.c.id == account.c.window_id)
         .where(budget_window.c.end_ms <= bindparam("archived"), account.c.holders > literal_column("0"))
-        .order_by(*_lock_order)
+        .order_by(account.c.id)
         .limit(literal_column("1000"))
         .offset(literal_column("0"))
-        .with_for_update(key_share=True, of=account)
+        .with_for_update(key_share=True, of=account, skip_locked=True)
     )
 )
+"""Accounts that nobody will tell of any more. One that is locked is left for the next round: this one has others."""
 ARCHIVE_ACCOUNTS = _sql(
     lambda d: (
         update(account)

@@ -3,8 +3,10 @@
 The messages are applied one after the other, each on what those before it left, as if each had a transaction of its
 own. Sessions are locked when they are loaded, but accounts only when they are stored, all of them at once and in one
 order: nobody waits in a circle, and accounts that many use are held for the time of the writes and not of the
-decisions. What others did to an account since it was loaded is added to what was decided; where the decision might
-have been another one then, all is undone and decided again on locked accounts.
+decisions. What transactions wait for comes in this order: sessions, windows, counts of keys, new accounts, recoveries,
+dimensions, accounts, usage. Accounts that a session has for itself come last of all, and are not waited for. What
+others did to an account since it was loaded is added to what was decided; where the decision might have been another
+one then, all is undone and decided again on locked accounts.
 """
 
 from collections import defaultdict
@@ -23,7 +25,7 @@ from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Fa
 from fairlead_operator.ledger.kept import KeptBooks
 from fairlead_operator.ledger.store import AgainError
 from fairlead_operator.ledger.structs import same
-from fairlead_operator.ledger.transaction import SqlBooks, log_loss, only_moved
+from fairlead_operator.ledger.transaction import RECOVERY, SqlBooks, log_loss, only_moved
 from fairlead_router.contract import Ask, SyncAnswer, SyncRequest, UsageLine
 
 
@@ -93,6 +95,7 @@ class SharedBooks:
         self._asked: list[tuple[tuple[Ask, ...], Caller, int]] = []
         """What accounts may have been opened for."""
         self._lines: list[UsageLine] = []
+        self._recovered = False
 
     def load(self, messages: Sequence[SyncRequest]) -> None:
         """Load what messages name, for all of them at once."""
@@ -116,17 +119,17 @@ class SharedBooks:
             self._base.put_sessions(session for name in sorted(self._spoke) if (session := self._sessions[name]))
             numbers = self._base.numbers(self._lines)
         alone, common = self._parted()
-        if not self._base.move_accounts(alone):
-            raise self._again()
         with sql.unanswered(self._connection):
             self._base.put_accounts(self._locked(common))
             self._base.count(self._lines, numbers)
+        if not self._base.move_accounts(alone):
+            raise self._again()
 
     def _parted(self) -> tuple[dict[int, tuple[Account, Account]], list[int]]:
         """The changed accounts: those without other holders, before and after, and those that must be locked first.
 
-        Those without come first in the order of locks. They need no lock before the change, unless one of them is
-        changed in such a way that others would have to decide anew.
+        Those without are changed without waiting for them. All must be locked first where one of them is changed in
+        such a way that others would have to decide anew.
         """
         changed = {id_: (loaded, self._entries[id_].account) for id_, loaded in sorted(self._loaded.items())}
         alone = {id_: pair for id_, pair in changed.items() if pair[0].holders <= 1}
@@ -151,11 +154,14 @@ class SharedBooks:
         return AgainError(partial(self._first, sessions=set(self._sessions), accounts=set(self._entries)))
 
     def _first(self, connection: Connection, *, sessions: set[str], accounts: set[int]) -> None:
-        """Lock, before all is done again, what it will need: then nobody else can change it."""
+        """Lock, before all is done again, what it will need, in the order of locks: nobody else can change it then."""
         base = self._base.on(connection)
         base.sessions(sessions)
         for asks, caller, at in self._asked:
             base.resolve(asks, caller, base.facts(), at=at, create=True)
+        if self._recovered:
+            sql.exclusive(connection, RECOVERY)
+        base.numbers(self._lines)
         base.locked(accounts)
 
     def facts(self) -> Facts:
@@ -229,6 +235,7 @@ class SharedBooks:
         """See Books."""
         self._base.recover(scope, until)
         self._facts = None
+        self._recovered = True
 
 
 def on_top(decided: Account, loaded: Account, stored: Account, *, peak: int, terms: Terms, now: int) -> Account | None:

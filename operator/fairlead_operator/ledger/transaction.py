@@ -93,7 +93,7 @@ class SqlBooks:
         return {row[0]: _entry(row, scopes[row[1]], terms, facts, self._now) for row in found if row[1] in scopes}
 
     def locked(self, accounts: Iterable[int]) -> dict[int, Account]:
-        """Accounts, locked until the transaction ends. It must not lock others afterwards."""
+        """Accounts, locked until the transaction ends. It must not wait for others afterwards."""
         found = sql.read(self._connection, sql.LOCKED_ACCOUNTS, ids=sql.as_list(accounts))
         return {id_: Account(*books) for id_, *books in found}
 
@@ -102,12 +102,15 @@ class SqlBooks:
         sql.write_many(self._connection, sql.PUT_ACCOUNT, [(*astuple(account), id_) for id_, account in accounts])
 
     def move_accounts(self, moved: dict[int, tuple[Account, Account]]) -> bool:
-        """Store MOVED of accounts, where it is as it was (the first of two). False: of at least one it is not."""
+        """Store MOVED of accounts, where it is as it was (the first of two), without waiting for who locked them.
+
+        False: of at least one it is not, or it is locked; the transaction cannot go on then.
+        """
         rows = [
             (new.held, new.charged, new.cap_high, id_, old.held, old.charged, old.cap_high)
             for id_, (old, new) in moved.items()
         ]
-        return not rows or sql.MOVE_ACCOUNT.change(self._connection, rows) == len(rows)
+        return not rows or sql.MOVE_ACCOUNT.change_at_once(self._connection, rows) == len(rows)
 
     def put_rows(self, rows: Iterable[tuple[str, Place, Row]], known: set[tuple[str, Place]]) -> None:
         """Store holdings of many sessions: those ``known`` are there, and removed if they are of nothing now."""
@@ -134,7 +137,8 @@ class SqlBooks:
         usage.add(self._connection, lines, self._now, numbers)
 
     def recover(self, scope: str, until: int) -> None:
-        """Store until when nothing is granted: ``exchange.Books``."""
+        """Store until when nothing is granted: ``exchange.Books``. One ledger at a time, whatever the scopes."""
+        sql.exclusive(self._connection, RECOVERY)
         key = f"{RECOVERY}/{scope}" if scope else RECOVERY
         sql.write(self._connection, sql.PUT_META, [{"k": key, "v": str(until)}])
 

@@ -199,6 +199,7 @@ def _stepped(law: PoolLaw, scene: Scene, objectives: Objectives) -> tuple[Memory
         zero_after_ms=bounds.zero_after_ms,
         max_cost_per_thousand=spending.per_thousand,
         spend_cap_per_hour=spending.per_hour,
+        pays_a_replica=spending.pays_a_replica,
         history=scene.past.history if scene.past is not None else None,
     )
     return step(law.memory or Memory(since_ms=scene.now_ms), observation_of(scene), settings)

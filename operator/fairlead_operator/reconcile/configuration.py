@@ -17,10 +17,11 @@ from fairlead_operator.api.v1alpha1.modelpool import Rate
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.decide.budgets import UNCOUNTABLE, budget_problems
+from fairlead_operator.decide.engine_table.hardware import default_sequences
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
-from fairlead_operator.decide.replicas import DEFAULT_COLD_START_MS, DEFAULT_SLOTS
+from fairlead_operator.decide.replicas import DEFAULT_COLD_START_MS, sequences_of
 from fairlead_operator.kube.api import Object
 from fairlead_operator.kube.cluster import Cluster, Snapshot
 from fairlead_operator.kube.resources import DEPLOYMENTS
@@ -79,14 +80,16 @@ def measured(snapshot: Snapshot, pool: ModelPool, annotation: str, variant: str 
 def running(snapshot: Snapshot, pool: ModelPool) -> Running:
     """What the live pod templates tell the pool's engines; of a variant without one, what the spec would tell them."""
     spec = pool.spec
-    slots = {one.name: spec.engine_of(one).max_sequences or 0 for one in spec.variants}
+    variants = {one.name: one for one in spec.variants}
+    slots = {name: sequences_of(spec, one) for name, one in variants.items()}
     contexts = dict.fromkeys(slots, spec.engine.max_context_tokens or 0)
     for name, body in _deployments(snapshot, pool).items():
         template = (body.get("spec") or {}).get("template") or {}
-        slots[name] = _number(engine_argument(template, "--max-num-seqs"))
+        tokens = _number(engine_argument(template, "--max-num-batched-tokens"))
+        slots[name] = _number(engine_argument(template, "--max-num-seqs")) or default_sequences(variants[name], tokens)
         contexts[name] = _number(engine_argument(template, "--max-model-len"))
     return Running(
-        slots=min(number or DEFAULT_SLOTS for number in slots.values()),
+        slots=min(slots.values()),
         context=min((number for number in contexts.values() if number), default=0),
     )
 

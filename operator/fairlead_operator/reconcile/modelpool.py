@@ -27,7 +27,7 @@ from fairlead_operator.decide.replicas import Decision, Spending
 from fairlead_operator.decide.rounds import attainment_percent, counting, look, requests_per_hour
 from fairlead_operator.decide.second_writer import paused
 from fairlead_operator.decide.signals import Router, pool_load, told_of
-from fairlead_operator.decide.spend_cap import spend_cap
+from fairlead_operator.decide.spend_cap import accounts_left, pays_a_replica, running_of, spend_cap
 from fairlead_operator.decide.variants import VariantOption, variant_options
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.api import Object
@@ -209,7 +209,7 @@ class PoolReconciler:
         return placeable(options, book.full)
 
     def _decide(self, facts: Facts, options: tuple[VariantOption, ...]) -> Decision:
-        book, spending = self._c.books.pool(facts.pool.key, facts.now_ms), self._spending(facts)
+        book, spending = self._c.books.pool(facts.pool.key, facts.now_ms), self._spending(facts, options)
         decision = replicas.decide(
             replicas.Inputs(
                 bounds=replicas.bounds_of(facts.pool.spec),
@@ -254,17 +254,19 @@ class PoolReconciler:
         self._c.telemetry.drafting[key] = judgements_of(book.law, scene)
         return wish
 
-    def _spending(self, facts: Facts) -> Spending:
+    def _spending(self, facts: Facts, options: tuple[VariantOption, ...]) -> Spending:
         """What may be paid for the pool's replicas; how much is asked is not known in the first minute."""
         book = self._c.books.pool(facts.pool.key, facts.now_ms)
         scaling, costs = facts.pool.spec.autoscaling, self._c.books.costs_per_hour()
-        budgets = self._budgets()
+        accounts = accounts_left(facts.pool.key, self._budgets(), self._c.books.spend, costs, facts.now_ms)
+        running = running_of(options, facts.pods, facts.cold_start_ms, facts.pool.spec.rollout.drain_timeout.ms)
         limit = scaling.max_cost_per_thousand_requests if scaling is not None else None
         per_hour = requests_per_hour(book.seen.recent)
         return Spending(
             per_thousand=None if limit is None or per_hour is None else limit.nano,
-            per_hour=spend_cap(facts.pool.key, budgets, self._c.books.spend, costs, facts.now_ms),
+            per_hour=spend_cap(accounts),
             requests_per_hour=per_hour or 0,
+            pays_a_replica=pays_a_replica(accounts, running),
         )
 
     def _budgets(self) -> tuple[LedgerBudget, ...]:

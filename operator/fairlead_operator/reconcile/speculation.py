@@ -1,7 +1,7 @@
 """What is known of a pool's drafts, for the operator's metrics."""
 
 from fairlead_operator.api.v1alpha1 import ModelPool, Variant
-from fairlead_operator.decide.replicas import DEFAULT_SLOTS
+from fairlead_operator.decide.replicas import sequences_of
 from fairlead_operator.decide.speculation import Judgement, Setting, judge
 from fairlead_operator.performance.fit import fitted
 from fairlead_operator.reconcile.autoscaler import PoolLaw, Scene
@@ -19,10 +19,9 @@ def judgements_of(law: PoolLaw, scene: Scene) -> dict[str, Judgement]:
 
 
 def _judged(law: PoolLaw, pool: ModelPool, variant: Variant, price: int | None) -> Judgement | None:
-    engine, known = pool.spec.engine_of(variant), law.engines.get(variant.name)
-    drafts = engine.speculative_decoding
+    drafts, known = pool.spec.engine_of(variant).speculative_decoding, law.engines.get(variant.name)
     if drafts is None or known is None:
         return None
-    setting = Setting(drafts.method, drafts.tokens, drafts.max_batch_size or 0, engine.max_sequences or DEFAULT_SLOTS)
+    setting = Setting(drafts.method, drafts.tokens, drafts.max_batch_size or 0, sequences_of(pool.spec, variant))
     dollars = None if price is None else price / NANO_PER_USD
     return judge(known.counted, setting, fitted(known.memory).step, known.cost, dollars)

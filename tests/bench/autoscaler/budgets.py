@@ -3,8 +3,8 @@
 The clients of S3 by number modulo 3, of priority Interactive, Standard and Batch. The budget of the pool's namespace
 pays its replicas, idle ones too; from 90 % on it refuses Batch, at 100 % everybody. The law, what budgets leave for
 replicas, the ledger's admission and the router's line are those that run; a replica takes what its curve says at the
-objectives, second by second, and no engine is simulated. The pool may go to zero, a minute after its last request: that
-minute of one replica is what may be spent above the budget. The last line is one JSON object.
+objectives, second by second, and no engine is simulated. The pool may go to zero, a minute after its last request, or
+as soon as the budget does not pay for it until it is gone. The last line is one JSON object.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import structs
 
 from fairlead_operator.decide.autoscale import Memory, Observation, Settings, VariantState, step
-from fairlead_operator.decide.spend_cap import spend_cap
+from fairlead_operator.decide.spend_cap import Running, accounts_left, pays_a_replica, spend_cap
 from fairlead_operator.ledger.escrow import BATCH, OTHERS, Account, Terms, act, active, cap, standing, terms_of
 from fairlead_operator.performance.curve import curve
 from fairlead_operator.performance.routing import MAX_WAIT, PATIENCE
@@ -225,14 +225,14 @@ class Shop:
         """One round of the law, under what the budget leaves."""
         now_ms = START_MS + now * 1000
         spend, costs = {"platform/day": self.told(now_ms)}, {POOL: self.replicas * PRICE}
-        left = spend_cap(POOL, (day_budget(self.limit),), spend, costs, now_ms)
+        left = accounts_left(POOL, (day_budget(self.limit),), spend, costs, now_ms)
+        paid = Running(costs[POOL], 0, PRICE, self.settings.variants[0].cold_start_ms, drain_ms=0)
         variant = replace(self.settings.variants[0], current=self.replicas, ready=self.ready)
         waiting = sum(one.requests for one in self.line)
         held = 0 if self.ready else waiting
         seen = replace(self.seen, at_ms=now_ms, waiting=waiting - held, held=held)
-        self.memory, wish = step(
-            self.memory, seen, replace(self.settings, variants=(variant,), spend_cap_per_hour=left)
-        )
+        given = replace(self.settings, variants=(variant,), spend_cap_per_hour=spend_cap(left))
+        self.memory, wish = step(self.memory, seen, replace(given, pays_a_replica=pays_a_replica(left, paid)))
         self.seen = Observation(now_ms, last_request_ms=seen.last_request_ms)
         change = wish.replicas - self.replicas
         self.starting += [now + round(STEPS.cold_start)] * change

@@ -57,6 +57,7 @@ def delete_pod(scene: Scene, replicas: int) -> None:
     with scene.event("kubectl delete pod"):
         scene.kube.kubectl("delete", "pod", pod, "-n", fleet.PLATFORM, "--wait=false")
         scene.settle(replicas, without={pod})
+        scene.note = "; ".join(one for one in scene.drained() if pod in one) or "its engine had nothing to do"
 
 
 def kill_engine(scene: Scene, replicas: int) -> None:

@@ -26,6 +26,7 @@ PATIENCE_S: Final = 420.0
 AFTER_S: Final = 2.0
 """Of an event's window after the pool is as it should be: what comes late is still the event's."""
 DRAIN: Final = "30s"
+DRAINED: Final = ("DrainFinished", "DrainTimedOut")
 
 
 @dataclass
@@ -97,6 +98,12 @@ class Scene:
                 return False
 
         wait_for(what, look, seconds=seconds, every=0.2)
+
+    def drained(self) -> list[str]:
+        """What Events tell of pods that went: how their last requests ended."""
+        words = ("get", "events", "-n", fleet.PLATFORM, "-o", "json")
+        found = json.loads(self.kube.kubectl(*words))["items"]
+        return [one["message"] for one in found if one["reason"] in DRAINED and one["involvedObject"]["name"] == POOL]
 
     def settle(self, replicas: int, without: frozenset[str] | set[str] = frozenset()) -> None:
         """Wait until the pool has exactly so many pods, all ready, and none of those that were to go."""

@@ -212,9 +212,9 @@ def _case(memory: Memory, seen: Observation, settings: Settings, seconds: float)
 
 def _judge(case: _Case) -> tuple[Memory, Judgement]:
     """What to do, and the memory with what staying has cost so far."""
-    idle = _idle(case)
-    if idle is not None:
-        return _moved(case.memory, case, idle), idle
+    zero = _idle(case) or _unpaid(case)
+    if zero is not None:
+        return _moved(case.memory, case, zero), zero
     up, bound = _best_above(case)
     down = _best_below(case)
     stay = case.fleet.cost(case.current, case.outlook)
@@ -303,6 +303,15 @@ def _idle(case: _Case) -> Judgement | None:
     return Judgement((0,) * len(case.current), 0, ScalingReason.IDLE if sum(case.current) else STEADY, "")
 
 
+def _unpaid(case: _Case) -> Judgement | None:
+    """To zero while there is still money for what runs until it is gone, whatever is asked."""
+    current = sum(case.current)
+    if case.settings.pays_a_replica or case.settings.minimum:
+        return None
+    reason = ScalingReason.MAX_REPLICAS if current else STEADY
+    return Judgement((0,) * len(case.current), max(1, current), reason, CapBound.SPEND)
+
+
 def _best_above(case: _Case) -> tuple[_Option | None, _Bound]:
     """The best set that adds replicas, of those that the limits allow; and which limit forbids a better one."""
     top = case.outlook.quantile(0.999) / case.fleet.factor
@@ -352,7 +361,7 @@ def _calm_misses(case: _Case) -> float:
 
 
 def _limit(case: _Case, numbers: Numbers) -> str:
-    """What forbids so many replicas, empty if nothing does. The first replica, and the minimum, need no permission."""
+    """What forbids so many replicas, empty if nothing does. The first replica, and the minimum, need none."""
     settings, total = case.settings, sum(numbers)
     if total <= case.floor:
         return Reason.MAX_REPLICAS if total > settings.maximum else ""

@@ -90,6 +90,8 @@ class Settings:
     zero_after_ms: int | None = None
     max_cost_per_thousand: int | None = None
     spend_cap_per_hour: int | None = None
+    pays_a_replica: bool = True
+    """Whether the budgets pay for what runs until it is gone; if not, a pool without a minimum goes to zero."""
     history: History | None = None
 
     @property

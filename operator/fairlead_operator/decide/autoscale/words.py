@@ -72,6 +72,8 @@ def rate_text(rate: float) -> str:
 
 def _why(judgement: Judgement, shown: Shown, settings: Settings) -> str:
     """What is expected, and what that means for the replicas."""
+    if judgement.bound_by == CapBound.SPEND and not any(judgement.numbers):
+        return f"{_expected(shown)}."
     if judgement.reason == ScalingReason.IDLE or not any(judgement.numbers):
         return f"No request for {format_duration(shown.zero_after_ms or 0)} (scaleToZeroAfter)."
     expected = _expected(shown)
@@ -137,6 +139,8 @@ def _bound_text(judgement: Judgement, settings: Settings) -> str:
 
 
 def _budgets_text(settings: Settings) -> str:
+    if not settings.pays_a_replica and not settings.minimum:
+        return "the budgets do not pay for a replica until it is gone again"
     return f"the budgets leave {format_usd(settings.spend_cap_per_hour or 0)} USD/h"
 
 

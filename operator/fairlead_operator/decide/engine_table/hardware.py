@@ -60,6 +60,17 @@ def default_batch(name: str, memory: float) -> tuple[int, int]:
     return BATCHES[1] if memory >= _LARGE and "A100" not in name else BATCHES[2]
 
 
+def default_sequences(variant: Variant, batched_tokens: int = 0) -> int:
+    """Requests that vLLM's server runs at once by itself on a replica; the fewest where the hardware is not known.
+
+    ``batched_tokens``: ``--max-num-batched-tokens``, which it does not exceed; 0 = not set.
+    """
+    device = device_of(variant)
+    fewest = min(sequences for sequences, _ in device.default_batches)
+    sequences = fewest * variant.parallelism.accelerators if device.platform == "cpu" else fewest
+    return min(sequences, batched_tokens or sequences)
+
+
 def device_of(variant: Variant) -> Device:
     """The accelerator of a variant, by its resource and by the labels that it selects nodes with."""
     resource = variant.accelerator.resource_name
