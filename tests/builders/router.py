@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -43,6 +43,8 @@ from fairlead_router.server import Clients, Limits, listener
 from fairlead_router.telemetry import Telemetry
 from fairlead_router.upstream import Patience, Upstreams
 
+LIFETIME_S: Final = 43_200
+"""Of tokens: modules make them when tests are collected, and a whole run on a busy machine takes a while."""
 ISSUER = "https://kubernetes.default.svc"
 POOL = "ai-platform/chat-8b"
 LONG_POOL = "ai-platform/chat-8b-long"
@@ -73,7 +75,7 @@ def token(namespace: str = "support", name: str = "web", audience: str = AUDIENC
         "iss": ISSUER,
         "aud": [audience],
         "sub": f"system:serviceaccount:{namespace}:{name}",
-        "exp": int(time.time()) + 600,
+        "exp": int(time.time()) + LIFETIME_S,
         "kubernetes.io": {"namespace": namespace, "pod": {"name": pod, "uid": f"uid-{pod}"}},
         **changes,
     }
@@ -433,7 +435,7 @@ def oidc_token(team: Any = "support", name: Any = "alice", **changes: Any) -> st
         "aud": OIDC_AUDIENCE,
         "sub": name,
         "team": team,
-        "exp": int(time.time()) + 600,
+        "exp": int(time.time()) + LIFETIME_S,
         **changes,
     }
     return jwt.encode(claims, private_key(kid), algorithm="RS256", headers={"kid": kid})
