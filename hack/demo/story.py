@@ -15,7 +15,7 @@ from hack.demo.progress import DemoError, wait_for
 
 READY_SECONDS = 240.0
 SCALE_SECONDS = 420.0
-"""A replica leaves when what was asked during the time of a start needs it no more: on a busy machine that is minutes."""
+"""A replica leaves when what was asked during the time of a start needs it no more: minutes on a busy machine."""
 CALL_SECONDS = 180.0
 SHUT_PERCENT = 90
 NANO = Decimal(1_000_000_000)
