@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from fairlead_operator.decide.spend_cap import (
     LAG_MS,
     Left,
-    Running,
+    Upkeep,
     accounts_left,
     pays_a_replica,
-    running_of,
     spend_cap,
+    upkeep_of,
 )
 from fairlead_operator.decide.variants import VariantOption
 from fairlead_router.contract import KeySpend, LedgerBudget, SpendAnswer
@@ -47,9 +47,9 @@ def cap(answer: SpendAnswer, costs: dict[str, int] | None = None, **fields: Any)
     return spend_cap(left(answer, costs, **fields))
 
 
-def running(**fields: int) -> Running:
+def upkeep(**fields: int) -> Upkeep:
     usual = {"wanted": 3 * USD, "leaving": 0, "first": 3 * USD, "cold_start_ms": 120_000, "drain_ms": 600_000}
-    return Running(**(usual | fields))
+    return Upkeep(**(usual | fields))
 
 
 def test_a_budget_that_counts_no_idle_cost_bounds_no_replicas() -> None:
@@ -125,39 +125,39 @@ def account(amount: int, **fields: Any) -> Left:
 
 def test_what_runs_is_paid_until_the_decision_is_made_and_the_last_request_has_drained() -> None:
     reserve = 3 * USD * (LAG_MS + 600_000) // HOUR
-    assert pays_a_replica([account(reserve + 1)], running())
-    assert not pays_a_replica([account(reserve - 1)], running())
-    assert not pays_a_replica([account(reserve + 1)], running(leaving=3 * USD))
-    assert not pays_a_replica([account(reserve + 1), account(0)], running())
+    assert pays_a_replica([account(reserve + 1)], upkeep())
+    assert not pays_a_replica([account(reserve - 1)], upkeep())
+    assert not pays_a_replica([account(reserve + 1)], upkeep(leaving=3 * USD))
+    assert not pays_a_replica([account(reserve + 1), account(0)], upkeep())
 
 
 def test_a_start_must_be_worth_it() -> None:
     enough = 3 * USD * (LAG_MS + 600_000 + 2 * 120_000) // HOUR
-    assert pays_a_replica([account(enough + 1)], running(wanted=0))
-    assert not pays_a_replica([account(enough - 1)], running(wanted=0))
-    assert not pays_a_replica([account(enough + 1)], running(wanted=0, leaving=USD))
+    assert pays_a_replica([account(enough + 1)], upkeep(wanted=0))
+    assert not pays_a_replica([account(enough - 1)], upkeep(wanted=0))
+    assert not pays_a_replica([account(enough + 1)], upkeep(wanted=0, leaving=USD))
 
 
 def test_other_pools_of_the_account_are_paid_for_as_long() -> None:
     reserve = 5 * USD * (LAG_MS + 600_000) // HOUR
-    assert pays_a_replica([account(reserve + 1, others=2 * USD)], running())
-    assert not pays_a_replica([account(reserve - 1, others=2 * USD)], running())
+    assert pays_a_replica([account(reserve + 1, others=2 * USD)], upkeep())
+    assert not pays_a_replica([account(reserve - 1, others=2 * USD)], upkeep())
 
 
 def test_nothing_is_kept_for_the_time_after_the_window() -> None:
-    assert pays_a_replica([account(USD // 10 + 1, window_ms=120_000)], running())
+    assert pays_a_replica([account(USD // 10 + 1, window_ms=120_000)], upkeep())
 
 
 def test_where_no_budget_bounds_or_nothing_has_a_price_all_is_paid() -> None:
-    assert pays_a_replica([], running())
-    assert pays_a_replica([account(-1)], running(wanted=0, first=0))
+    assert pays_a_replica([], upkeep())
+    assert pays_a_replica([account(-1)], upkeep(wanted=0, first=0))
 
 
 def test_a_pool_pays_for_replicas_that_are_wanted_and_for_those_that_leave() -> None:
     options = (VariantOption("h100", 2, price=3 * USD), VariantOption("l40s", price=USD), VariantOption("odd", 1))
     pods = [replace(pod("a"), variant="h100", terminating=True), replace(pod("b"), variant="h100"), pod("c")]
-    assert running_of(options, pods, 120_000, 600_000) == running(wanted=6 * USD, leaving=3 * USD, first=USD)
-    assert running_of(options[2:], [], 120_000, 600_000) == running(wanted=0, first=0)
+    assert upkeep_of(options, pods, 120_000, 600_000) == upkeep(wanted=6 * USD, leaving=3 * USD, first=USD)
+    assert upkeep_of(options[2:], [], 120_000, 600_000) == upkeep(wanted=0, first=0)
 
 
 @given(
@@ -167,7 +167,7 @@ def test_a_pool_without_a_minimum_never_spends_more_than_is_left(
     cents: int, replicas: int, lag_ms: int, drain_ms: int, window_ms: int
 ) -> None:
     amount, price = cents * USD // 100, 3 * USD
-    running_now = running(wanted=replicas * price, drain_ms=600_000)
+    running_now = upkeep(wanted=replicas * price, drain_ms=600_000)
     kept = bool(replicas) and pays_a_replica([account(amount, window_ms=window_ms)], running_now)
     until_gone_ms = min(window_ms, lag_ms + drain_ms)
     assert not kept or replicas * price * until_gone_ms <= amount * HOUR

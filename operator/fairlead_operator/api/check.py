@@ -125,8 +125,8 @@ def _map_shape(schema: Schema, value: dict[str, Any], path: Path, root: Schema) 
     children, free = schema.get("properties", {}), schema.get("additionalProperties")
     for name in schema.get("required", []):
         if name not in value:
-            what = _first_sentence(children[name])
-            yield Violation((*path, name), "is missing", f"Add it: {what[:1].lower()}{what[1:] or 'it is required'}")
+            what = _first_sentence(children[name]) or "it is required"
+            yield Violation((*path, name), "is missing", f"Add it: {what[:1].lower()}{what[1:]}")
     if len(value) > schema.get("maxProperties", len(value)):
         yield Violation(path, f"has {len(value)} entries", f"At most {schema['maxProperties']} are allowed")
     for name, item in value.items():

@@ -43,7 +43,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class Upkeep:
     """What a pool pays for: replicas that are wanted, those that leave, and one that would be started.
 
     Money is nano-USD an hour; ``drain_ms`` is the longest that a replica still costs after it was told to go.
@@ -87,21 +87,21 @@ def spend_cap(accounts: Iterable[Left]) -> int | None:
     return max(0, min(caps)) if caps else None
 
 
-def pays_a_replica(accounts: Iterable[Left], running: Running) -> bool:
+def pays_a_replica(accounts: Iterable[Left], upkeep: Upkeep) -> bool:
     """Whether what is left pays for the pool until all that runs is gone; at zero, whether a start is worth it.
 
     A replica is started only where it can serve for as long as it starts.
     """
-    cost, lasts_ms = running.wanted + running.leaving, LAG_MS + running.drain_ms
-    if not running.wanted:
-        cost, lasts_ms = cost + running.first, lasts_ms + 2 * running.cold_start_ms
+    cost, lasts_ms = upkeep.wanted + upkeep.leaving, LAG_MS + upkeep.drain_ms
+    if not upkeep.wanted:
+        cost, lasts_ms = cost + upkeep.first, lasts_ms + 2 * upkeep.cold_start_ms
     return not cost or all(account.pays(cost, lasts_ms) for account in accounts)
 
 
-def running_of(options: Sequence[VariantOption], pods: Iterable[PodFact], cold_start_ms: int, drain_ms: int) -> Running:
+def upkeep_of(options: Sequence[VariantOption], pods: Iterable[PodFact], cold_start_ms: int, drain_ms: int) -> Upkeep:
     """What a pool with these variants and pods pays for; what has no price is in no bill and costs nothing."""
     prices = {one.name: one.price or 0 for one in options}
-    return Running(
+    return Upkeep(
         wanted=sum(prices[one.name] * one.current for one in options),
         leaving=sum(prices.get(pod.variant, 0) for pod in pods if pod.terminating),
         first=min((one.price for one in options if one.price is not None), default=0),

@@ -27,7 +27,7 @@ from fairlead_operator.decide.replicas import Decision, Spending
 from fairlead_operator.decide.rounds import attainment_percent, counting, look, requests_per_hour
 from fairlead_operator.decide.second_writer import paused
 from fairlead_operator.decide.signals import Router, pool_load, told_of
-from fairlead_operator.decide.spend_cap import accounts_left, pays_a_replica, running_of, spend_cap
+from fairlead_operator.decide.spend_cap import accounts_left, pays_a_replica, spend_cap, upkeep_of
 from fairlead_operator.decide.variants import VariantOption, variant_options
 from fairlead_operator.errors import LedgerError
 from fairlead_operator.kube.api import Object
@@ -259,14 +259,14 @@ class PoolReconciler:
         book = self._c.books.pool(facts.pool.key, facts.now_ms)
         scaling, costs = facts.pool.spec.autoscaling, self._c.books.costs_per_hour()
         accounts = accounts_left(facts.pool.key, self._budgets(), self._c.books.spend, costs, facts.now_ms)
-        running = running_of(options, facts.pods, facts.cold_start_ms, facts.pool.spec.rollout.drain_timeout.ms)
+        upkeep = upkeep_of(options, facts.pods, facts.cold_start_ms, facts.pool.spec.rollout.drain_timeout.ms)
         limit = scaling.max_cost_per_thousand_requests if scaling is not None else None
         per_hour = requests_per_hour(book.seen.recent)
         return Spending(
             per_thousand=None if limit is None or per_hour is None else limit.nano,
             per_hour=spend_cap(accounts),
             requests_per_hour=per_hour or 0,
-            pays_a_replica=pays_a_replica(accounts, running),
+            pays_a_replica=pays_a_replica(accounts, upkeep),
         )
 
     def _budgets(self) -> tuple[LedgerBudget, ...]:

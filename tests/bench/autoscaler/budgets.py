@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import structs
 
 from fairlead_operator.decide.autoscale import Memory, Observation, Settings, VariantState, step
-from fairlead_operator.decide.spend_cap import Running, accounts_left, pays_a_replica, spend_cap
+from fairlead_operator.decide.spend_cap import Upkeep, accounts_left, pays_a_replica, spend_cap
 from fairlead_operator.ledger.escrow import BATCH, OTHERS, Account, Terms, act, active, cap, standing, terms_of
 from fairlead_operator.performance.curve import curve
 from fairlead_operator.performance.routing import MAX_WAIT, PATIENCE
@@ -226,7 +226,7 @@ class Shop:
         now_ms = START_MS + now * 1000
         spend, costs = {"platform/day": self.told(now_ms)}, {POOL: self.replicas * PRICE}
         left = accounts_left(POOL, (day_budget(self.limit),), spend, costs, now_ms)
-        paid = Running(costs[POOL], 0, PRICE, self.settings.variants[0].cold_start_ms, drain_ms=0)
+        paid = Upkeep(costs[POOL], 0, PRICE, self.settings.variants[0].cold_start_ms, drain_ms=0)
         variant = replace(self.settings.variants[0], current=self.replicas, ready=self.ready)
         waiting = sum(one.requests for one in self.line)
         held = 0 if self.ready else waiting

@@ -116,7 +116,7 @@ def _because(judgement: Judgement, shown: Shown, settings: Settings) -> str:
             return f"{_requests(shown.backlog)} wait"
         case ScalingReason.MIN_REPLICAS | ScalingReason.MAX_REPLICAS:
             bounds = f"the bounds are {settings.minimum} to {settings.maximum} replicas"
-            return _budgets_text(settings) if judgement.bound_by == CapBound.SPEND else bounds
+            return f"the {_budgets_text(settings)}" if judgement.bound_by == CapBound.SPEND else bounds
         case ScalingReason.FORECAST | ScalingReason.UNNEEDED:
             return f"{_expected(shown)}; one replica takes {rate_text(shown.capacity)}/s"
         case _:
@@ -131,7 +131,7 @@ def _bound_text(judgement: Judgement, settings: Settings) -> str:
             most = format_usd(settings.max_cost_per_thousand or 0)
             return f"More would cost above {most} USD for a thousand requests (maxCostPerThousandRequests)."
         case CapBound.SPEND:
-            return f"The{_budgets_text(settings)[3:]}."
+            return f"The {_budgets_text(settings)}."
         case CapBound.STEP:
             return f"{judgement.wanted} are wanted: more are added once these are ready."
         case _:
@@ -140,8 +140,8 @@ def _bound_text(judgement: Judgement, settings: Settings) -> str:
 
 def _budgets_text(settings: Settings) -> str:
     if not settings.pays_a_replica and not settings.minimum:
-        return "the budgets do not pay for a replica until it is gone again"
-    return f"the budgets leave {format_usd(settings.spend_cap_per_hour or 0)} USD/h"
+        return "budgets do not pay for a replica until it is gone again"
+    return f"budgets leave {format_usd(settings.spend_cap_per_hour or 0)} USD/h"
 
 
 def _replicas(count: int) -> str:
