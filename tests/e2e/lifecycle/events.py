@@ -10,6 +10,7 @@ from tests.e2e.lifecycle.scene import Scene, ready
 
 ROLE: Final = "second"
 MISSING: Final = "/models/missing.jinja"
+EVENT_S: Final = 30.0
 LEASE_S: Final = 60.0
 HTTP_CREATED: Final = 201
 HTTP_TOO_MANY: Final = 429
@@ -54,10 +55,11 @@ def scale_down(scene: Scene, replicas: int) -> None:
 def delete_pod(scene: Scene, replicas: int) -> None:
     """``kubectl delete pod``: it finishes what it runs, another one starts."""
     pod = min(scene.names())
-    with scene.event("kubectl delete pod"):
+    with scene.event("kubectl delete pod"), scene.crowded(pod):
         scene.kube.kubectl("delete", "pod", pod, "-n", fleet.PLATFORM, "--wait=false")
         scene.settle(replicas, without={pod})
-        scene.note = "; ".join(one for one in scene.drained() if pod in one) or "its engine had nothing to do"
+        scene.wait(f"an Event of how the requests at {pod} ended", lambda: scene.drained(pod), EVENT_S)
+        scene.note = "; ".join(scene.drained(pod))
 
 
 def kill_engine(scene: Scene, replicas: int) -> None:

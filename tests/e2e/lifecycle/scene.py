@@ -26,7 +26,17 @@ PATIENCE_S: Final = 420.0
 AFTER_S: Final = 2.0
 """Of an event's window after the pool is as it should be: what comes late is still the event's."""
 DRAIN: Final = "30s"
+CROWDED: Final = 4
+"""Requests at a replica that only a crowd makes."""
 DRAINED: Final = ("DrainFinished", "DrainTimedOut")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How clients are started."""
+
+    program: tuple[str, ...]
+    environment: dict[str, str]
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Scene:
     figures: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     killed_s: float = 0.0
+    traffic: Traffic | None = None
 
     @contextmanager
     def event(self, name: str) -> Iterator[None]:
@@ -99,11 +110,24 @@ class Scene:
 
         wait_for(what, look, seconds=seconds, every=0.2)
 
-    def drained(self) -> list[str]:
-        """What Events tell of pods that went: how their last requests ended."""
+    @contextmanager
+    def crowded(self, pod: str) -> Iterator[None]:
+        """Send more long streams than one replica runs at a time, and go on once this pod runs some of them."""
+        assert self.traffic is not None
+        with (
+            self.log.open("a", encoding="utf-8") as out,
+            self.cluster.popen(*self.traffic.program, "crowd", stdout=out, env=self.traffic.environment) as run,
+        ):
+            self.wait(f"requests at {pod}", lambda: self.watch.running(pod) >= CROWDED)
+            yield
+            run.wait(traffic.PATIENCE_S)
+
+    def drained(self, pod: str) -> list[str]:
+        """What Events tell of a pod that went: how its last requests ended."""
         words = ("get", "events", "-n", fleet.PLATFORM, "-o", "json")
         found = json.loads(self.kube.kubectl(*words))["items"]
-        return [one["message"] for one in found if one["reason"] in DRAINED and one["involvedObject"]["name"] == POOL]
+        told = [one["message"] for one in found if one["reason"] in DRAINED and one["involvedObject"]["name"] == POOL]
+        return [one for one in told if pod in one]
 
     def settle(self, replicas: int, without: frozenset[str] | set[str] = frozenset()) -> None:
         """Wait until the pool has exactly so many pods, all ready, and none of those that were to go."""
@@ -158,7 +182,7 @@ def policy() -> dict[str, Any]:
     spec = {
         "models": [POOL],
         "allowedNamespaces": {"from": "All"},
-        "outputTokens": {"default": 32, "max": 512},
+        "outputTokens": {"default": 32, "max": 960},
         "routes": [{"name": "all", "maxContextTokens": 1024, "maxWait": "90s", "poolRefs": [{"name": POOL}]}],
     }
     return fleet.named("RoutingPolicy", POOL, fleet.PLATFORM, spec)
@@ -185,11 +209,11 @@ def clients(scene: Scene) -> Iterator[None]:
     """Run the traffic; it has begun when each client was answered once."""
     key = scene.kube.fairlead("key", "create", POOL, "-n", TEAM)
     urls = [address(scene.kube, "fairlead-gateway", "fairlead"), address(scene.kube, POOL, fleet.PLATFORM)]
-    program = [sys.executable, traffic.__file__, POOL, *urls]
     environment = {**os.environ, "FAIRLEAD_KEY": next(word for word in key.split() if word.startswith("fl_"))}
+    scene.traffic = Traffic((sys.executable, traffic.__file__, POOL, *urls), environment)
     with (
-        scene.log.open("w", encoding="utf-8") as out,
-        scene.cluster.popen(*program, stdout=out, env=environment) as run,
+        scene.log.open("a", encoding="utf-8") as out,
+        scene.cluster.popen(*scene.traffic.program, stdout=out, env=environment) as run,
     ):
         try:
             scene.wait("answers to every client", lambda: answered(scene.requests()), 90)

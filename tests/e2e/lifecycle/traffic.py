@@ -1,9 +1,10 @@
 """Clients of one pool for the length of a run, by the gateway and by the pool's own Service, streams and whole answers.
 
-It runs in the cluster's namespaces and ends with SIGTERM, after the requests in flight. Prints a JSON line (see
-``record``) for each request that is over. The API key is read from FAIRLEAD_KEY.
+It runs in the cluster's namespaces and ends with SIGTERM, after the requests in flight; a crowd of long streams instead
+ends when all were answered. Prints a JSON line (see ``record``) for each request that is over. The API key is read from
+FAIRLEAD_KEY.
 
-usage: traffic.py MODEL GATEWAY_URL POOL_URL
+usage: traffic.py MODEL GATEWAY_URL POOL_URL [crowd]
 """
 
 import asyncio
@@ -43,6 +44,8 @@ CLIENTS: Final = (
     Client("pool", stream=True, tokens=128),
     Client("pool", stream=False, tokens=32),
 )
+CROWD: Final = (Client("gateway", stream=True, tokens=600),) * 12
+"""More than one replica runs at a time, and each takes seconds: for a while every replica is busy with them."""
 
 
 @dataclass(slots=True)
@@ -116,24 +119,29 @@ async def read_whole(answer: httpx.Response, seen: Seen) -> None:
 
 
 async def work(client: Client, model: str, url: str, key: str, over: asyncio.Event) -> None:
-    """Ask until it is over."""
+    """Ask, and again until it is over."""
     limits = httpx.Limits(max_keepalive_connections=0 if client.fresh else 1)
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=PATIENCE_S) as http:
-        while not over.is_set():
+        while True:
             sys.stdout.write(json.dumps(await ask(http, client, model)) + "\n")
             sys.stdout.flush()
+            if over.is_set():
+                return
             await asyncio.sleep(PAUSE_S)
 
 
-async def run(model: str, urls: dict[str, str], key: str) -> None:
-    """All clients, until SIGTERM."""
+async def run(model: str, urls: dict[str, str], key: str, *, crowd: bool) -> None:
+    """All clients, until SIGTERM; or the crowd, each once."""
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    if crowd:
+        over.set()
     async with asyncio.TaskGroup() as group:
-        for client in CLIENTS:
+        for client in CROWD if crowd else CLIENTS:
             group.create_task(work(client, model, urls[client.path], key, over))
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1], {"gateway": sys.argv[2], "pool": sys.argv[3]}, os.environ["FAIRLEAD_KEY"]))
+    where = {"gateway": sys.argv[2], "pool": sys.argv[3]}
+    asyncio.run(run(sys.argv[1], where, os.environ["FAIRLEAD_KEY"], crowd=sys.argv[4:] == ["crowd"]))

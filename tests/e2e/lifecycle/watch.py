@@ -18,6 +18,7 @@ EVERY_S: Final = 0.5
 ADMIN_PORT: Final = 9090
 PORT_LINE: Final = re.compile(r"Starting to serve on (\S+)")
 TRIED: Final = re.compile(r'^fairlead_retries_total\{[^}]*result="tried"[^}]*\} (\S+)$', re.MULTILINE)
+BUSY: Final = re.compile(r'^fairlead_connections\{side="upstream"\} (\S+)$', re.MULTILINE)
 ENDED: Final = ("Succeeded", "Failed")
 
 
@@ -71,6 +72,11 @@ class Watch:
         """The pool's pods, those that leave too."""
         return self._list(self.namespace, f"fairlead.dev/pool={self.pool}")
 
+    def running(self, pod: str) -> int:
+        """How many requests a pod's router has sent to its engine, or on, that are not answered yet."""
+        found = BUSY.search(self._metrics(self.namespace, pod))
+        return round(float(found[1])) if found else 0
+
     def pool_object(self) -> dict[str, Any]:
         """The ModelPool."""
         return self._get(f"/apis/fairlead.dev/v1alpha1/namespaces/{self.namespace}/modelpools/{self.pool}")
@@ -102,10 +108,13 @@ class Watch:
         gateways = self._list("fairlead", "app.kubernetes.io/name=fairlead-gateway")
         for pod in [*gateways, *self.pods()]:
             meta = pod["metadata"]
-            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}:{ADMIN_PORT}/proxy/metrics"
-            answer = self.http.get(path)
-            if answer.status_code == httpx.codes.OK:
-                self.retries.note(meta["uid"], sum(float(value) for value in TRIED.findall(answer.text)))
+            if text := self._metrics(meta["namespace"], meta["name"]):
+                self.retries.note(meta["uid"], sum(float(value) for value in TRIED.findall(text)))
+
+    def _metrics(self, namespace: str, pod: str) -> str:
+        """A router's metrics; empty while it does not answer."""
+        answer = self.http.get(f"/api/v1/namespaces/{namespace}/pods/{pod}:{ADMIN_PORT}/proxy/metrics")
+        return answer.text if answer.status_code == httpx.codes.OK else ""
 
     def _list(self, namespace: str, selector: str) -> list[dict[str, Any]]:
         found = self._get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
