@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead_operator.simulate.clairvoyant import Reference
 from fairlead_operator.simulate.report import Row
+from tests.bench.autoscaler import cases as bench
 from tests.bench.autoscaler.__main__ import cases, options, rows_of, summary
-from tests.bench.autoscaler.cases import CLAIRVOYANT, OURS, result
+from tests.bench.autoscaler.cases import CLAIRVOYANT, OURS, Case, origin, reference, result
 from tests.bench.autoscaler.scenarios import LLAMA, QWEN, SCENARIOS, client_windows, lengths, workload
 
 
@@ -103,6 +105,26 @@ def test_no_other_law_attains_more_for_less(slice_rows: Mapping[tuple[str, str],
     for name in ("slo-aware", "keda-running"):
         other = slice_rows["S3", name]
         assert other.attainment < ours.attainment or other.dollars > ours.dollars
+
+
+def test_the_search_for_a_schedule_begins_where_that_of_the_first_seed_and_cold_start_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Case("S8", CLAIRVOYANT, SCENARIOS["S8"].cold_start, rate_scale=0.1)
+    ended = replace(reference(whole), asked=0.75)
+    begun: list[float | None] = []
+
+    def search(*_workload: object, asked: float | None, **_rest: object) -> Reference:
+        begun.append(asked)
+        return ended
+
+    monkeypatch.setattr(bench, "kept", lambda _folder, _key, _kind, make: make())
+    monkeypatch.setattr(bench, "table", lambda _case: None)
+    monkeypatch.setattr(bench, "clairvoyant", search)
+    assert origin(replace(whole, cold_start=30.0, seed=2)) == origin(whole) == whole
+    reference(replace(whole, cold_start=30.0))
+    reference(replace(whole, seed=2))
+    assert begun == [None, 0.75, None, 0.75]
 
 
 def test_a_reference_that_misses_the_goal_itself_is_no_reference() -> None:

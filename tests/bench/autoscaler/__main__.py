@@ -16,7 +16,7 @@ from fairlead_operator.simulate.baselines import BASELINES
 from fairlead_operator.simulate.model import Result
 from fairlead_operator.simulate.plots import Panel, svg
 from fairlead_operator.simulate.report import GOAL, TRACE_CAVEATS, Row, record, row, table
-from tests.bench.autoscaler.cases import CLAIRVOYANT, OURS, Case, fluid_hours, reference, result
+from tests.bench.autoscaler.cases import CLAIRVOYANT, OURS, Case, fluid_hours, origin, reference, result
 from tests.bench.autoscaler.scenarios import SCENARIOS
 
 SEEDS: Final = (1, 2, 3)
@@ -81,10 +81,10 @@ def _baselines(asked: argparse.Namespace) -> tuple[str, ...]:
 
 
 def run_all(wanted: Iterable[Case], workers: int) -> list[tuple[Case, Result]]:
-    """Each case's result. Schedules of the first seeds come first, as the others begin from them."""
+    """Each case's result. The schedules that others begin from come first."""
     ordered = list(wanted)
-    firsts = [case for case in ordered if case.policy == CLAIRVOYANT and case.seed == ordered[0].seed]
-    rest = [case for case in ordered if case not in set(firsts)]
+    firsts = list(dict.fromkeys(origin(case) for case in ordered if case.policy == CLAIRVOYANT))
+    rest = [case for case in ordered if case not in firsts]
     with ProcessPoolExecutor(max_workers=workers) as pool:
         found = dict(pool.map(_run, firsts)) | dict(pool.map(_run, rest))
     return [(case, found[case]) for case in ordered]

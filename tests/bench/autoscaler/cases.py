@@ -172,20 +172,24 @@ def profile(case: Case) -> Profile:
 
 
 def reference(case: Case) -> Reference:
-    """The clairvoyant schedule: searched for on the first seed, and with the same share to expect on the others."""
+    """The clairvoyant schedule. Those of other seeds and cold starts begin from the share that the first's ended at."""
     case = replace(case, policy=CLAIRVOYANT)
     return kept("references", (case, code(*LAWS[CLAIRVOYANT])), Reference, lambda: _reference(case))
 
 
+def origin(case: Case) -> Case:
+    """Whose schedule the others of the same workload begin from."""
+    return replace(case, policy=CLAIRVOYANT, cold_start=case.defined.cold_start, seed=1)
+
+
 def _reference(case: Case) -> Reference:
-    asked = None if case.seed == 1 else reference(replace(case, seed=1)).asked
     return clairvoyant(
         case.workload(),
         table(case),
         case.variant,
         case.objectives,
         count_from=case.count_from,
-        asked=asked,
+        asked=None if case == origin(case) else reference(origin(case)).asked,
     )
 
 
