@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -246,6 +247,12 @@ def test_a_budget_in_a_zone_that_does_not_exist_keeps_no_other_out_of_the_ledger
     fleet.apply(make_budget("nowhere").limit(5, timeZone="Mars/Olympus"), make_budget("counted").limit(7))
     fleet.becomes("cbudget", "nowhere", "Accepted", ("False", "UnknownTimeZone"))
     eventually(lambda: fleet.get("cbudget", "counted").get("status", {}).get("limit") == "7.000000")
+    place = ("-n", fleet.namespace, "--kubeconfig", str(fleet.release.kubeconfig))
+    asked = ("--ledger", fleet.release.ledger_url, "--token-file", str(fleet.release.folder / "tokens/ledger"))
+    command = (sys.executable, "-m", "fairlead_operator.cli.main", "explain", "budget", "counted", *place, *asked)
+    run = fleet.cluster.exec(*command, check=False)
+    assert run.stdout.startswith(f"{fleet.namespace}/counted: 0.000000 of 7 USD (0.0%), "), run.stderr
+    assert "+ leased 0.000000 + free 7.000000 = 7.000000" in run.stdout
 
 
 def _reconciles(fleet: Fleet) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from fairlead_operator.cli.main import main
 from fairlead_operator.clock import SystemClock
 from fairlead_operator.config_server import serve
 from fairlead_operator.kube.cluster import Cluster, Snapshot
@@ -38,6 +40,7 @@ from fairlead_router.contract import (
 from tests.builders.ledger import ISSUER, NOW, jwks, line, token
 from tests.builders.resources import BudgetBuilder, make_budget
 from tests.fakes.clock import FakeClock
+from tests.fakes.served_cluster import ServedCluster
 from tests.ports import free_ports
 
 USD = 1_000_000_000
@@ -217,3 +220,25 @@ async def test_usage_by_the_hour_becomes_burn_and_forecast(desk: Desk) -> None:
     await desk.write(others)
     await desk.looks()
     assert desk.status["burnPerHour"] == "0.00"
+
+
+async def test_the_command_line_tells_it_as_the_ledger_and_the_status_have_it(
+    desk: Desk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await desk.spends(82)
+    await desk.clock.advance(60)
+    await desk.looks()
+    served = ServedCluster(tmp_path)
+    (tmp_path / "token").write_text(OPERATOR, encoding="utf-8")
+    options = ["--kubeconfig", str(served.kubeconfig), "--ledger", desk.url, "--token-file", str(tmp_path / "token")]
+    try:
+        served.put("costbudgets", ACTIONS.status(**desk.status).obj())
+        status = await asyncio.to_thread(main, ["explain", "budget", "monthly", "-n", "team-a", *options])
+    finally:
+        served.stop()
+    printed = capsys.readouterr().out
+    assert status == 1
+    assert "team-a/monthly: 82.00 of 100 USD (82.0%), " in printed
+    assert "settled 82.00 + unreconciled 0.00 = spent 82.00; + leased 0.00 + free 18.00 = 100.00" in printed
+    assert re.search(r"about 2026-11-21T\d\d:\d\dZ +80% +80\.00  Pace +in force: admits 0\.08 USD/h", printed)
+    assert re.search(r"7 days +\S+ 82\.00 \(100\.0%\) = 82\.00", printed)

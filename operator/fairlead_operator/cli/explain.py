@@ -1,4 +1,4 @@
-"""``fairlead explain pool``: why a pool has the replicas that it has, and what would change that.
+"""``fairlead explain``; of a pool: why a pool has the replicas that it has, and what would change that.
 
 It asks the API server for the pool and its Events. The figures behind the last decision are metrics of the operator
 that leads: with --metrics they are shown as well, and so is what other numbers of replicas would cost and cover.
@@ -6,7 +6,7 @@ that leads: with --metrics they are shown as well, and so is what other numbers 
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason
 from fairlead_operator.api.v1alpha1.common import Condition
 from fairlead_operator.api.v1alpha1.modelpool import VariantStatus
+from fairlead_operator.cli import explain_budget
 from fairlead_operator.cli.ask import FINE, LOOK, UsageError
 from fairlead_operator.cli.drafts import draft_lines, parse_drafts
 from fairlead_operator.cli.key import add_cluster, carry_out, place, readable
@@ -62,6 +63,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     metrics = environment.get("FAIRLEAD_METRICS_URL", "")
     text = "the operator's metrics, such as http://127.0.0.1:8080/metrics (default: none, the status alone)"
     pool.add_argument("--metrics", default=metrics, help=text)
+    explain_budget.add_parser(what, environment)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,9 +81,12 @@ async def _run(options: argparse.Namespace) -> tuple[str, int]:
         who = await login(kubeconfig, options.context)
         session = open_session(who)
     async with session:
-        api = Api(session, who.server)
-        raw = await api.get(MODEL_POOLS, namespace, options.name)
-        events = await _events(api, namespace, raw)
+        return await ANSWERS[options.what](Api(session, who.server), namespace, options)
+
+
+async def _pool(api: Api, namespace: str, options: argparse.Namespace) -> tuple[str, int]:
+    raw = await api.get(MODEL_POOLS, namespace, options.name)
+    events = await _events(api, namespace, raw)
     try:
         pool = ModelPool.parse(raw)
     except ValidationError as error:
@@ -90,6 +95,12 @@ async def _run(options: argparse.Namespace) -> tuple[str, int]:
     figures = parse_metrics(metrics, pool.key) if metrics is not None else None
     drafts = parse_drafts(metrics, pool.key) if metrics is not None else None
     return "\n".join(explain_pool(pool, events, figures, drafts)), LOOK if troubles(pool) else FINE
+
+
+ANSWERS: Mapping[str, Callable[[Api, str, argparse.Namespace], Awaitable[tuple[str, int]]]] = {
+    "pool": _pool,
+    "budget": explain_budget.answer,
+}
 
 
 async def _events(api: Api, namespace: str, raw: Object) -> list[Object]:

@@ -90,13 +90,14 @@ def points_of(rows: Iterable[UsageRow], scope: Scope, unit: str) -> dict[int, in
     points: dict[int, int] = {}
     for row in rows:
         values = dict(zip(scope.by.split(","), row.group, strict=True))
-        if values["time"].isdecimal() and _covers(scope, values):
+        if values["time"].isdecimal() and covers(scope, values):
             hour = int(values["time"])
             points[hour] = points.get(hour, 0) + _amount(row, unit)
     return points
 
 
-def _covers(scope: Scope, values: Mapping[str, str]) -> bool:
+def covers(scope: Scope, values: Mapping[str, str]) -> bool:
+    """Whether a row's values are of the scope."""
     places, models = scope.namespaces, scope.models
     return (places is None or values["namespace"] in places) and (models is None or values["model"] in models)
 
