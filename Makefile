@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 PYTEST := $(VENV)/python -m pytest -q
 
-.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e e2e-cluster e2e-apart doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler bench-engine-args e2e-lifecycle fuzz-router soak-router chaos-budget test-machines test-mutants
+.PHONY: help demo demo-budget down test check format unit unit-compiled cluster e2e e2e-cluster e2e-apart doctor prerequisites programs test-programs lock generate clean bench-ledger bench-router bench-affinity bench-isolation bench-forecast bench-autoscaler bench-engine-args bench-operator e2e-lifecycle fuzz-router soak-router chaos-budget test-machines test-mutants
 
 help: ## list the words
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,10 @@ bench-router: .venv/.done ## the router beside its peers, on one core (OPTIONS="
 
 bench-engine-args: .venv/.done ## every combination of engine settings, shown to vLLM's own parser (OPTIONS="--small", "--help")
 	$(VENV)/python -m tests.bench.engine_args $(OPTIONS)
+
+bench-operator: .venv/.done prerequisites ## the operator with 200 pools on KWOK nodes (OPTIONS="--real" for a recorded load on real vLLM, "--help")
+	compiled=$$($(VENV)/python -m hack.compile --package operator/fairlead_operator) && \
+	PYTHONPATH=$$compiled:. $(VENV)/python -m tests.bench.operator $(OPTIONS)
 
 e2e-lifecycle: .venv/.done prerequisites ## a pool of real vLLM through all that happens to one, under traffic
 	$(VENV)/python -m tests.e2e.lifecycle $(OPTIONS)

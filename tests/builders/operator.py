@@ -175,15 +175,21 @@ def ledger(release: Release) -> Iterator[Process]:
 
 @contextmanager
 def operator(
-    release: Release, index: int = 0, *, ready: bool = True, images: tuple[str, str] = IMAGES
+    release: Release,
+    index: int = 0,
+    *,
+    ready: bool = True,
+    images: tuple[str, str] = IMAGES,
+    module: str = "fairlead_operator.main",
 ) -> Iterator[Process]:
     """One replica of the operator; waited for until it is ready, unless a test looks at what keeps it.
 
-    ``images`` are those of router and engine that this release brings along.
+    ``images`` are those of router and engine that this release brings along. ``module`` is the program: the operator
+    itself, or one that times it.
     """
     port = release.ports[1] + index
     url = f"http://127.0.0.1:{port}"
-    program = [sys.executable, "-m", "fairlead_operator.main", f"--kubeconfig={release.kubeconfig}"]
+    program = [sys.executable, "-m", module, f"--kubeconfig={release.kubeconfig}"]
     settings = {
         "FAIRLEAD_POD_NAME": f"operator-{index}",
         "FAIRLEAD_TOKENS_DIR": str(release.folder / "tokens"),
@@ -216,7 +222,9 @@ def routers(release: Release) -> Iterator[None]:
 def _process(
     release: Release, name: str, command: list[str], url: str, settings: dict[str, str] | None = None
 ) -> Iterator[Process]:
-    paths = os.pathsep.join(str(ROOT / part) for part in ("operator", "router-sidecar"))
+    # What this process was told comes first: compiled modules, as the images have them.
+    told = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = os.pathsep.join([*told, *(str(ROOT / part) for part in ("operator", "router-sidecar"))])
     env = {
         **os.environ,
         "PYTHONPATH": paths,
