@@ -68,7 +68,8 @@ class PoolConfig(Wire, frozen=True, kw_only=True):
     maxSequences). ``card`` is absent while the pool has no price: USD budgets then refuse its requests.
     ``cold_start_s`` is how long a replica usually takes to start, for Retry-After. ``ttft_ms`` and ``tpot_ms`` are the
     pool's objectives, by which entry routers judge requests that ended; 0 = none. ``variant_slots`` are (variant,
-    requests that one of its replicas should run at once): beside more the objectives do not hold.
+    requests that one of its replicas should run at once): beside more the objectives do not hold. ``unpaid``: its
+    budgets do not pay for a replica now, so whoever would wait for its start is refused.
     """
 
     pool: str
@@ -81,6 +82,7 @@ class PoolConfig(Wire, frozen=True, kw_only=True):
     adapters: tuple[AdapterConfig, ...] = ()
     """Those that the engines should have loaded."""
     variant_slots: tuple[tuple[str, int], ...] = ()
+    unpaid: bool = False
 
 
 class WeightedPool(Wire, frozen=True, kw_only=True):

@@ -200,8 +200,11 @@ class Exchange:
         if self._parked_at is None:
             self._parked_at = now
         self._waiting_since, self._parked, self._stage = self._parked_at, line, Stage.PLACING
-        pool = line.config.pool
+        pool, body = line.config.pool, self._body
+        assert body is not None  # noqa: S101 - planned
         self._router.touch(pool)
+        if line.config.unpaid:
+            return refusals.pool_unpaid(body.model, pool)
         wait = route.max_cold_start_wait_ms / 1000
         place = self._new_place(wait, wait, self._parked_at, 0)
         if line.park(place):
@@ -357,6 +360,9 @@ class Exchange:
         now, route, fitted, body = self._router.now(), lane.route, self._fit, self._body
         assert fitted is not None  # noqa: S101 - planned
         assert body is not None  # noqa: S101 - planned
+        if lane.line.config.unpaid and lane.line.empty():
+            self._no_start(refusals.pool_unpaid(body.model, lane.pool))
+            return
         amounts = amounts_of(lane.card, body, fitted.cap, lane.context) or NO_AMOUNTS
         place = self._new_place(
             route.max_wait_ms / 1000,
@@ -384,11 +390,15 @@ class Exchange:
         line = lane.line if lane is not None else self._parked
         assert line is not None  # noqa: S101 - it waited there
         if cold:
-            self._ask_in_vain()
-            waited = self._router.now() - self._waiting_since
-            self._refuse(refusals.pool_waking(body.model, waited, line.config.cold_start_s))
+            waited, config = self._router.now() - self._waiting_since, line.config
+            waking = refusals.pool_waking(body.model, waited, config.cold_start_s)
+            self._no_start(refusals.pool_unpaid(body.model, config.pool) if config.unpaid else waking)
         else:
             self._no_room(refusals.queue_full(line.config.pool, lane.route if lane is not None else None))
+
+    def _no_start(self, refusal: Refusal) -> None:
+        self._ask_in_vain()
+        self._refuse(refusal)
 
     def shed(self) -> None:
         """Somebody with more right to it took our place in the line."""

@@ -255,6 +255,18 @@ def pool_waking(model: str, waited_s: float, cold_start_s: int) -> Refusal:
     )
 
 
+def pool_unpaid(model: str, pool: str) -> Refusal:
+    """The pool has no replica, and may start none."""
+    return Refusal(
+        429,
+        "pool_unpaid",
+        f"Model {model} is at zero replicas, and the budgets that pay for its accelerators have no money for one now. "
+        f"Its owners raise them or wait for their next window: see ScalingLimited of ModelPool {pool}.",
+        "insufficient_quota",
+        headers=(("retry-after", "60"), ("x-should-retry", "false")),
+    )
+
+
 def context_unknown(model: str) -> Refusal:
     """Right after a pool was made its context is not known, so nothing can be said to fit."""
     return unavailable("pool_waking", f"Model {model} has no replica that told its context length yet.", 10)

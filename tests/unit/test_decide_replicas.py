@@ -363,6 +363,10 @@ def test_a_pool_without_a_minimum_goes_to_zero_before_its_last_replica_cannot_be
     assert decision.message.startswith("The budgets do not pay for a replica until it is gone again.")
     empty = decide(replace(broke, options=(option(current=0),), load=load(held=30)))
     assert (empty.replicas, empty.bound_by) == (0, "Budget")
+    unasked = decide(replace(broke, options=(option(current=0),), load=load()))
+    assert (unasked.replicas, unasked.wanted, unasked.bound_by) == (0, 1, "Budget")
+    assert unasked.message.endswith("The budgets do not pay for a replica until it is gone again.")
+    assert decide(replace(broke, options=(option(current=0),), bounds=Bounds(0, 0, 0, 0, None))).bound_by == ""
     free = decide(replace(broke, options=(option(current=2, price=0),)))
     assert (free.replicas, free.bound_by) == (free.wanted, "")
     assert decide(replace(broke, bounds=bounds(minimum=1))).replicas == 1

@@ -129,6 +129,24 @@ def test_a_budget_of_models_minds_only_the_pools_that_these_names_reach() -> Non
     assert unpriced(made, ("ai-platform",)) == ("ai-platform/chat", "ai-platform/extract")
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "desired", "expected"),
+    [
+        ("True", "Budget", 0, True),
+        ("True", "Budget", 1, False),
+        ("True", "MaxReplicas", 0, False),
+        ("False", "Budget", 0, False),
+    ],
+)
+def test_routers_are_told_of_a_pool_at_zero_that_its_budgets_do_not_pay_for(
+    status: str, reason: str, desired: int, expected: bool
+) -> None:
+    limited = {"type": "ScalingLimited", "status": status, "reason": reason, "message": ""}
+    limited["lastTransitionTime"] = "2026-11-20T10:40:00Z"
+    (pool,) = compiled(picture(chat().status(desiredReplicas=desired, conditions=[limited]))).pools
+    assert pool.unpaid is expected
+
+
 @pytest.mark.parametrize("text", ["-1.0", "1.1234567", "007", "123456789012345678"])
 def test_a_rate_that_somebody_wrote_into_a_status_leaves_the_pool_without_a_price(text: str) -> None:
     broken = chat().status(rate=rate(outputPerMillionTokens=text))

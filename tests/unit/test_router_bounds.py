@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fairlead_router.app import Place
@@ -179,6 +180,18 @@ async def test_a_pool_that_stays_asleep_without_a_context_answers_after_the_cold
     async with station(unknown(max_cold_start_wait_ms=50)) as at:
         answer = await at.ask(chat())
         assert (answer.status, answer.code) == (503, "pool_waking")
+        assert at.router._lines[POOL].held.value == 0
+
+
+async def test_a_pool_that_sleeps_without_a_context_and_is_not_paid_refuses_who_waits_and_who_comes() -> None:
+    asleep = unknown()
+    unpaid = unknown()
+    unpaid = msgspec.structs.replace(unpaid, pools=(msgspec.structs.replace(unpaid.pools[0], unpaid=True),))
+    async with station(asleep) as at:
+        waiting = asyncio.create_task(at.ask(chat()))
+        await until(lambda: at.router._lines[POOL].held.value == 1, "the hold")
+        at.router.configure(build_index(unpaid))
+        assert [(await waiting).code, (await at.ask(chat())).code] == ["pool_unpaid"] * 2
         assert at.router._lines[POOL].held.value == 0
 
 

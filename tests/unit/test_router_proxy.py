@@ -3,10 +3,12 @@
 import asyncio
 import json
 from functools import partial
+from typing import Any
 
 import pytest
 
-from fairlead_router.contract import PoolConfig
+from fairlead_router.contract import PoolConfig, RouterConfig
+from fairlead_router.policy import build_index
 from tests.builders.router import (
     CARD,
     LONG_POOL,
@@ -23,6 +25,12 @@ from tests.builders.router import (
     until,
 )
 from tests.fakes.engine import Behaviour, FakeEngine
+
+
+def unpaid(**changes: Any) -> RouterConfig:
+    """A pool whose budgets do not pay for a replica."""
+    pools = (PoolConfig(pool=POOL, max_context_tokens=4096, slots=4, card=CARD, unpaid=True),)
+    return configuration(pools=pools, **changes)
 
 
 def events(body: bytes) -> list[str]:
@@ -200,6 +208,29 @@ async def test_a_pool_that_stays_at_zero_answers_503_after_the_cold_start_wait()
         answer = await at.ask(chat())
     assert (answer.status, answer.code) == (503, "pool_waking")
     assert 100 < int(answer.headers["retry-after"]) <= 120
+
+
+async def test_a_pool_at_zero_that_nobody_pays_for_refuses_at_once() -> None:
+    async with station(unpaid()) as at:
+        answer = await at.ask(chat())
+        assert (answer.status, answer.code) == (429, "pool_unpaid")
+        assert f"ScalingLimited of ModelPool {POOL}" in answer.json()["error"]["message"]
+        assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("60", "false")
+        assert at.router._lines[POOL].held.value == 0
+
+
+async def test_a_pool_that_nobody_pays_for_any_more_serves_while_it_has_a_replica(engine: FakeEngine) -> None:
+    async with station(unpaid(), {POOL: (await engine.start(),)}) as at:
+        assert (await at.ask(chat())).status == 200
+
+
+async def test_who_waits_for_a_pool_that_turns_out_not_to_be_paid_is_not_told_that_it_wakes() -> None:
+    routes = (route(max_cold_start_wait_ms=200),)
+    async with station(configuration(policies=(policy(routes=routes),))) as at:
+        waiting = asyncio.create_task(at.ask(chat()))
+        await until(lambda: at.router._lines[POOL].held.value == 1, "the hold")
+        at.router.configure(build_index(unpaid(policies=(policy(routes=routes),))))
+        assert (await waiting).code == "pool_unpaid"
 
 
 async def test_a_client_that_leaves_the_line_gives_up_its_place() -> None:

@@ -250,7 +250,7 @@ def _by_queue(inputs: Inputs) -> Decision:
         replicas=split.total,
         counts=split.counts,
         current=inputs.current,
-        wanted=wish.replicas,
+        wanted=max(wish.replicas, int(bound_by == Reason.BUDGET)),
         reason=_reason(wish, bound_by, inputs.current, split.total),
         message=" ".join(text for text in texts if text),
         because=_because(wish, bound_by, inputs, split.total),
@@ -271,7 +271,7 @@ def _affordable(split: Split, bound_by: str, inputs: Inputs) -> tuple[Split, str
     """The largest number that may be paid, never below the minimum or a pool's first replica.
 
     What runs stays where a thousand requests cost too much, but not where the budgets leave no money for it; then the
-    first replica is not excepted either.
+    first replica is not excepted either, and a pool at zero is bound by them before anybody asks it.
     """
     floor = max(inputs.bounds.minimum, int(inputs.spending.pays_a_replica))
     while split.total > floor and inputs.bounds.fixed is None:
@@ -279,7 +279,8 @@ def _affordable(split: Split, bound_by: str, inputs: Inputs) -> tuple[Split, str
         if not bound or (bound == Reason.COST_PER_REQUEST and split.total <= inputs.current):
             break
         split, bound_by = distribute(split.total - 1, inputs.options), bound
-    return split, bound_by
+    closed = not split.total and not floor and inputs.bounds.fixed is None
+    return split, Reason.BUDGET if closed else bound_by
 
 
 def missing_text(missing: Sequence[Missing], now_ms: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from zoneinfo import available_timezones
 
-from fairlead_operator.api.v1alpha1 import ModelPool
+from fairlead_operator.api.v1alpha1 import ModelPool, PoolCondition, Reason
 from fairlead_operator.api.v1alpha1.modelpool import Rate
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
@@ -125,6 +125,13 @@ def card_in_force(pool: ModelPool) -> PoolCard | None:
         return None
 
 
+def unpaid(pool: ModelPool) -> bool:
+    """Whether the pool's status says that it stays at zero because its budgets do not pay for a replica."""
+    limited = next((one for one in pool.status.conditions if one.type == PoolCondition.SCALING_LIMITED), None)
+    by_budget = limited is not None and limited.status == "True" and limited.reason == Reason.BUDGET
+    return by_budget and pool.status.desired_replicas == 0
+
+
 def rates_of(rate: Rate) -> Rates:
     """USD for a million tokens with six places are pico-USD for one token, exactly.
 
@@ -145,6 +152,7 @@ def compile_all(snapshot: Snapshot, settings: Settings) -> Picture:
             cold_start_ms=measured(snapshot, pool, COLD_START) or DEFAULT_COLD_START_MS,
             concurrency=concurrency(snapshot, pool),
             running=running(snapshot, pool),
+            unpaid=unpaid(pool),
         )
         for key, pool in snapshot.pools.items()
     }

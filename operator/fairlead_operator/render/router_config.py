@@ -69,7 +69,7 @@ class PoolInput:
 
     ``reported_context``: what its engines say; 0 = unknown. ``concurrency``: requests that a replica of a variant
     should run at once so that the objectives hold, where that is known. ``running``: what its engines were told;
-    ``None`` = what the spec says.
+    ``None`` = what the spec says. ``unpaid``: it is at zero, and its budgets do not pay for a replica.
     """
 
     pool: ModelPool
@@ -78,6 +78,7 @@ class PoolInput:
     cold_start_ms: int = 120_000
     concurrency: Mapping[str, int] = field(default_factory=dict)
     running: Running | None = None
+    unpaid: bool = False
 
     @property
     def context(self) -> int:
@@ -229,6 +230,7 @@ def _pool(one: PoolInput) -> PoolConfig:
         tpot_ms=tpot_ms,
         variant_slots=tuple(sorted(one.concurrency.items())),
         adapters=adapters_of(one.pool),
+        unpaid=one.unpaid,
     )
 
 
