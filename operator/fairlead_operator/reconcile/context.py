@@ -72,6 +72,43 @@ def routers_of(snapshot: Snapshot, platform: Collection[str]) -> tuple[Router, .
     return (*gateways, *sidecars)
 
 
+class Telling:
+    """The routers that have something to say of a pool, by pool: put together once for a snapshot and a round.
+
+    They are all gateways, the pool's own sidecars, and whoever else may name it and does. To ask all routers about each
+    pool would cost pools times routers.
+    """
+
+    def __init__(self, platform: Collection[str]) -> None:
+        self._platform = platform
+        self._made: tuple[Snapshot, tuple[Router, ...], dict[str, list[Router]]] | None = None
+
+    def forget(self) -> None:
+        """There are newer reports."""
+        self._made = None
+
+    def of(self, snapshot: Snapshot, reports: Mapping[str, Report], pool: str) -> tuple[Router, ...]:
+        """Those of one pool, the gateways first."""
+        if self._made is None or self._made[0] is not snapshot:
+            routers = routers_of(snapshot, self._platform)
+            gateways = tuple(one for one in routers if not one.pool)
+            self._made = (snapshot, gateways, sidecars_by_pool(routers, reports))
+        _, gateways, sidecars = self._made
+        return (*gateways, *sidecars.get(pool, ()))
+
+
+def sidecars_by_pool(routers: Iterable[Router], reports: Mapping[str, Report]) -> dict[str, list[Router]]:
+    """The sidecars that are a pool's own, or name it and are believed."""
+    found: dict[str, list[Router]] = {}
+    for router in routers:
+        report = reports.get(router.router)
+        told = report.signals.pools if report is not None and report.signals is not None else ()
+        named = {one.pool for one in told if router.may_tell_of(one.pool)}
+        for pool in {router.pool, *named} if router.pool else ():
+            found.setdefault(pool, []).append(router)
+    return found
+
+
 def targets_of(snapshot: Snapshot) -> list[Target]:
     """Every router that may answer, those that start or drain too."""
     pods = (*snapshot.gateways, *snapshot.pods)

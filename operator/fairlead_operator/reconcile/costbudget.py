@@ -1,5 +1,7 @@
 """A CostBudget goes to the ledger and to the routers; its status says what is spent and whether all enforce it."""
 
+from functools import cache
+
 from fairlead_operator.api.v1alpha1 import CostBudget, EventReason
 from fairlead_operator.decide.actions import changes, increase_writer, standing
 from fairlead_operator.decide.signals import STALE_MS
@@ -66,8 +68,12 @@ class BudgetReconciler:
         since = self._c.books.budget_in.get(budget.key)
         places = {*self._c.feed.platform, *compiled.budgets[budget.key].namespaces}
 
+        @cache
+        def knows(namespace: str, version: str) -> bool:
+            return self._c.feed.knows_budget(namespace, version, budget.key)
+
         def has(namespace: str, signals: Signals) -> bool:
-            known = self._c.feed.knows_budget(namespace, signals.config_version, budget.key)
+            known = knows(namespace, signals.config_version)
             return known and since is not None and signals.budgets_version >= since
 
         return confirmations(self._c, places, has)

@@ -39,7 +39,7 @@ from fairlead_operator.reconcile.autoscaler import Scene, concurrency_of, figure
 from fairlead_operator.reconcile.books import PoolBook
 from fairlead_operator.reconcile.budgets import wanted_budgets
 from fairlead_operator.reconcile.configuration import CONTEXT, Picture, card_in_force, concurrency, measured, running
-from fairlead_operator.reconcile.context import Context, publish, routers_of
+from fairlead_operator.reconcile.context import Context, Telling, publish, routers_of
 from fairlead_operator.reconcile.curves import Curves
 from fairlead_operator.reconcile.last_words import LastWords
 from fairlead_operator.reconcile.model_facts import Checkpoints
@@ -77,6 +77,7 @@ class PoolReconciler:
         self._last_words = LastWords(context.api)
         self._told: tuple[Picture, tuple[LedgerBudget, ...]] | None = None
         self._curves = Curves()
+        self._telling = Telling(context.feed.platform)
         self._heard: frozenset[str] = frozenset()
         """Routers that were heard in the round before."""
         self._second_writers = SecondWriters(context.api, context.children)
@@ -88,12 +89,13 @@ class PoolReconciler:
     def observe(self) -> None:
         """After a scrape round: remember each pool's demand and wake its reconciler."""
         snapshot, now = self._c.cluster.snapshot(), self._c.clock.now_ms()
-        routers, reports = self._routers(snapshot), self._c.scraper.reports
+        routers, reports = routers_of(snapshot, self._c.feed.platform), self._c.scraper.reports
+        self._telling.forget()
         by_pool, heard = counting(routers, reports), self._heard
         self._heard = frozenset(one.router for one in routers if one.router in reports)
         for key, pool in snapshot.pools.items():
             book = self._c.books.pool(key, now)
-            load = pool_load(key, running(snapshot, pool).slots, routers, reports, now)
+            load = pool_load(key, running(snapshot, pool).slots, self._routers(snapshot, key), reports, now)
             starts = [replicas.cold_start_ms(taken) for taken in book.starts.measured.values()]
             window = replicas.window_ms(max(starts, default=replicas.DEFAULT_COLD_START_MS))
             book.memory = replicas.remember(book.memory, load, now, window)
@@ -177,7 +179,7 @@ class PoolReconciler:
                 for one in hardware
             },
             slots=slots,
-            load=pool_load(pool.key, slots, self._routers(snapshot), reports, now),
+            load=pool_load(pool.key, slots, self._routers(snapshot, pool.key), reports, now),
             reported_context=reported_context(pods, reports) or measured(snapshot, pool, CONTEXT),
             cold_starts={
                 one.name: cold_start(snapshot, pool, one.name, book.starts.measured.get(one.name, ()))
@@ -188,8 +190,9 @@ class PoolReconciler:
             concurrency=concurrency_of(book.law, pool) or concurrency(snapshot, pool),
         )
 
-    def _routers(self, snapshot: Snapshot) -> tuple[Router, ...]:
-        return routers_of(snapshot, self._c.feed.platform)
+    def _routers(self, snapshot: Snapshot, pool: str) -> tuple[Router, ...]:
+        """Those that have something to say of the pool."""
+        return self._telling.of(snapshot, self._c.scraper.reports, pool)
 
     def _deployments(self, snapshot: Snapshot, pool: ModelPool) -> dict[str, Object]:
         found = {
@@ -281,7 +284,7 @@ class PoolReconciler:
         if facts.pool.metadata.namespace not in self._c.feed.platform:
             return Measure(None, SEEDS_HOLD)
         book, key = self._c.books.pool(facts.pool.key, facts.now_ms), facts.pool.key
-        routers = self._routers(facts.snapshot)
+        routers = self._routers(facts.snapshot, key)
         # While pods are being replaced, some run with other settings.
         settled = not any(rolling(body) for body in facts.deployments.values())
         book.evidence = note(
@@ -327,7 +330,7 @@ class PoolReconciler:
         await publish(self._c, MODEL_POOLS, raw, status, (*foreign, *events_of(facts, outcome, old, status)))
 
     def _view(self, facts: Facts, outcome: "Outcome") -> PoolView:
-        routers = self._routers(facts.snapshot)
+        routers = self._routers(facts.snapshot, facts.pool.key)
         seen = told_of(facts.pool.key, routers, self._c.scraper.reports, facts.now_ms)
         book = self._c.books.pool(facts.pool.key, facts.now_ms)
         return PoolView(

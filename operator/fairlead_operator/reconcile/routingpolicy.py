@@ -1,6 +1,7 @@
 """A RoutingPolicy becomes part of the routers' configuration; its status says what it resolves to and who has it."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from fairlead_operator.api.v1alpha1 import RoutingPolicy
 from fairlead_operator.kube.api import Object
@@ -38,8 +39,12 @@ class PolicyReconciler:
     def _status(self, compiled: Picture, policy: RoutingPolicy, raw: Object) -> Mapping[str, object]:
         places = {*self._c.feed.platform, policy.namespace}
 
+        @cache
+        def knows(namespace: str, version: str) -> bool:
+            return self._c.feed.knows_policy(namespace, version, policy.key)
+
         def has(namespace: str, signals: Signals) -> bool:
-            return self._c.feed.knows_policy(namespace, signals.config_version, policy.key)
+            return knows(namespace, signals.config_version)
 
         routers = confirmations(self._c, places, has)
         view = PolicyView(
