@@ -66,8 +66,10 @@ def messages(draw: st.DrawFn) -> Said:
     return Said(caller(draw(st.sampled_from((f"pod-{session}", f"pod-{session}", "other")))), message)
 
 
-def run(ledger: SqliteLedger, said: Sequence[Said]) -> list[SyncAnswer | Refusal]:
+def run(ledger: SqliteLedger, said: Sequence[Said], *, remembering: bool = True) -> list[SyncAnswer | Refusal]:
     with ledger.engine.begin() as connection:
+        if not remembering:
+            connection.info.clear()
         return sync_all(connection, said, ledger.now, ttl_ms=TTL_MS, alarm=lambda _loss, _begun: None)
 
 
@@ -90,30 +92,47 @@ def made(kind: type[SqliteLedger] = SqliteLedger) -> SqliteLedger:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(messages(), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_a_group_does_what_its_messages_do_alone(groups: list[list[Said]]) -> None:
-    agree(groups, SqliteLedger)
-
-
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.lists(messages(), min_size=2, max_size=6), min_size=1, max_size=4))
-def test_a_group_does_what_its_messages_do_alone_on_postgresql(groups: list[list[Said]]) -> None:
-    agree(groups, PostgresLedger)
-
-
-def agree(groups: list[list[Said]], kind: type[SqliteLedger]) -> None:
-    together, alone = made(kind), made(kind)
+    together, alone = made(), made()
     try:
-        for group in groups:
-            answers = run(together, group)
-            assert [msgspec.json.encode(a) if isinstance(a, SyncAnswer) else a for a in answers] == [
-                msgspec.json.encode(a) if isinstance(a, SyncAnswer) else a for said in group for a in run(alone, [said])
-            ]
-            assert dump(together) == dump(alone)
-            together.now += TTL_MS // 2
-            alone.now += TTL_MS // 2
-            assert (together.upkeep(), alone.upkeep()) == (0, 0)
+        agree([(together, group) for group in groups], alone)
     finally:
         together.close()
         alone.close()
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from((0, 1)), st.lists(messages(), min_size=2, max_size=6)), min_size=1, max_size=6)
+)
+def test_a_group_does_what_its_messages_do_alone_whichever_ledger_on_postgresql_has_it(
+    groups: list[tuple[int, list[Said]]],
+) -> None:
+    together, alone = made(PostgresLedger), made(PostgresLedger)
+    assert isinstance(together, PostgresLedger)
+    another = PostgresLedger(url=together.url)
+    try:
+        agree([((together, another)[which], group) for which, group in groups], alone)
+    finally:
+        another.engine.dispose()
+        another.folder.cleanup()
+        together.close()
+        alone.close()
+
+
+def agree(groups: Sequence[tuple[SqliteLedger, list[Said]]], alone: SqliteLedger) -> None:
+    """Groups of ledgers, which remember, do what the same messages do one by one, with everything read each time."""
+    for together, group in groups:
+        together.now = alone.now
+        answers = run(together, group)
+        assert [msgspec.json.encode(a) if isinstance(a, SyncAnswer) else a for a in answers] == [
+            msgspec.json.encode(a) if isinstance(a, SyncAnswer) else a
+            for said in group
+            for a in run(alone, [said], remembering=False)
+        ]
+        assert dump(together) == dump(alone)
+        alone.now += TTL_MS // 2
+        together.now = alone.now
+        assert (together.upkeep(), alone.upkeep()) == (0, 0)
 
 
 def test_messages_of_one_session_see_what_those_before_them_did() -> None:

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Any, Final
@@ -83,13 +83,11 @@ class Text:
         """How many rows were touched."""
         return int(raw(connection).execute(self.text, parameters).rowcount)
 
-    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
-        """Run for all rows, or for each where it takes no list."""
-        if self.listed:
-            self.change(connection, rows)
-            return
-        for row in rows:
-            raw(connection).execute(self.text, dict(zip(self.order, row, strict=True)))
+    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> Callable[[], int]:
+        """Run for all rows, or for each where it takes no list; tells how many were touched, once that is answered."""
+        sent = [self._lists(rows)] if self.listed else [dict(zip(self.order, row, strict=True)) for row in rows]
+        cursors = [raw(connection).execute(self.text, parameters) for parameters in sent]
+        return lambda: sum(cursor.rowcount for cursor in cursors)
 
     def change(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
         """Write rows that come as a list; how many were found."""
@@ -294,6 +292,13 @@ def open_engine(database: str, *, reading: bool) -> Engine:
         # One type for all whole numbers, or a statement would be prepared anew for each size that comes.
         connection.adapters.register_dumper(int, Int8BinaryDumper)
         connection.adapters.register_loader("numeric", _Whole)
+
+    @event.listens_for(engine, "rollback")
+    def _forget(connection: Connection) -> None:
+        # What a transaction left in memory (``remembered``) is not what the database holds if it was undone. A
+        # connection that broke has taken it along.
+        if not connection.invalidated:
+            connection.info.clear()
 
     return engine
 

@@ -2,7 +2,7 @@
 
 import fcntl
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,14 +69,17 @@ class Text:
         """How many rows were touched."""
         return int(raw(connection).execute(self.text, [parameters[name] for name in self.order]).rowcount)
 
-    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
-        """Run for each row, in their order."""
+    def write(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> Callable[[], int]:
+        """Run for each row, in their order; tells how many were touched."""
         driver, done = raw(connection), 0
+        before = driver.total_changes
         for size in AT_ONCE if self.inserts else ():
             while len(rows) - done >= size:
                 driver.execute(of_rows(self.text, size), list(chain.from_iterable(rows[done : done + size])))
                 done += size
         driver.executemany(self.text, rows[done:])
+        touched = driver.total_changes - before
+        return lambda: int(touched)
 
 
 @lru_cache(maxsize=256)

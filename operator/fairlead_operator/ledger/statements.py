@@ -68,10 +68,13 @@ def write(connection: Connection, statement: Statement, rows: Iterable[dict[str,
     write_many(connection, statement, ([row[name] for name in order] for row in rows))
 
 
-def write_many(connection: Connection, statement: Statement, rows: Iterable[Sequence[Any]]) -> None:
-    """As ``write``, for what comes by the hundred: the values of a row as they are listed where it is made."""
-    if values := list(rows):
-        statement[connection.dialect.name].write(connection, values)
+def write_many(connection: Connection, statement: Statement, rows: Iterable[Sequence[Any]]) -> Callable[[], int]:
+    """As ``write``, for what comes by the hundred: the values of a row as they are listed where it is made.
+
+    The result tells how many rows were touched, once that is answered (``unanswered``).
+    """
+    values = list(rows)
+    return statement[connection.dialect.name].write(connection, values) if values else int
 
 
 def run(connection: Connection, statement: Statement, **parameters: Any) -> int:

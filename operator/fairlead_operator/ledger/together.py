@@ -11,7 +11,7 @@ one then, all is undone and decided again on locked accounts.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from fairlead_operator.ledger.access import CLASSES, Caller
 from fairlead_operator.ledger.escrow import NOTHING, Account, Place, Refusal, Row, Session, Terms
 from fairlead_operator.ledger.exchange import TTL_MS, Alarm, Entry, Exchange, Facts, Resolved
 from fairlead_operator.ledger.kept import KeptBooks
+from fairlead_operator.ledger.remembered import Held, memory_of
 from fairlead_operator.ledger.store import AgainError
 from fairlead_operator.ledger.structs import same
 from fairlead_operator.ledger.transaction import RECOVERY, SqlBooks, log_loss, only_moved
@@ -58,24 +59,6 @@ def sync_all(
     return answers
 
 
-@dataclass(slots=True)
-class _Held:
-    """What is known of a session's holdings: those of ``accounts``, or all. A row of nothing stands for no row."""
-
-    rows: dict[Place, Row] = field(default_factory=dict)
-    stored: set[Place] = field(default_factory=set)
-    """Those that the database has."""
-    accounts: set[int] = field(default_factory=set)
-    all: bool = False
-    changed: set[Place] = field(default_factory=set)
-
-    def add(self, rows: dict[Place, Row]) -> None:
-        """Rows as they are stored, unless they are known."""
-        self.stored |= rows.keys()
-        for place, row in rows.items():
-            self.rows.setdefault(place, row)
-
-
 class SharedBooks:
     """The books of a transaction in memory, between ``load`` and ``store``: ``exchange.Books``."""
 
@@ -86,7 +69,8 @@ class SharedBooks:
         self._facts: Facts | None = None
         self._sessions: dict[str, Session | None] = {}
         self._spoke: set[str] = set()
-        self._held: dict[str, _Held] = defaultdict(_Held)
+        self._memory = memory_of(connection)
+        self._held: dict[str, Held] = defaultdict(Held)
         self._entries: dict[int, Entry] = {}
         self._loaded: dict[int, Account] = {}
         """The changed accounts as they were loaded."""
@@ -101,29 +85,43 @@ class SharedBooks:
         """Load what messages name, for all of them at once."""
         ids = {message.session for message in messages}
         self._sessions = dict.fromkeys(ids) | self._base.sessions(ids)
-        named = {(message.session, holding.account) for message in messages for holding in message.holdings}
-        for session, account in named:
-            self._held[session].accounts.add(account)
-        for session, place, row in self._base.rows_of(named):
-            self._held[session].add({place: row})
-        self._entries = self._base.entries({account for _, account in named}, self.facts())
+        for id_, session in self._sessions.items():
+            if held := self._memory.take(id_, session):
+                self._held[id_] = held
+        wanted: set[int] = set()
+        unknown: set[tuple[str, int]] = set()
+        for message in messages:
+            accounts = {holding.account for holding in message.holdings}
+            wanted |= accounts
+            held = self._held[message.session]
+            unknown.update((message.session, account) for account in accounts - held.accounts)
+            held.accounts |= accounts
+        for name, place, row in self._base.rows_of(unknown):
+            self._held[name].add({place: row})
+        self._entries = self._base.entries(wanted, self.facts())
 
     def store(self) -> None:
         """Store what changed since it was loaded. Raises AgainError."""
         held = sorted(self._held.items())
         with sql.unanswered(self._connection):
-            self._base.put_rows(
+            found = self._base.put_rows(
                 ((name, place, of.rows[place]) for name, of in held for place in sorted(of.changed)),
                 {(name, place) for name, of in held for place in of.stored & of.changed},
             )
             self._base.put_sessions(session for name in sorted(self._spoke) if (session := self._sessions[name]))
             numbers = self._base.numbers(self._lines)
+        if not found():
+            raise self._again()
         alone, common = self._parted()
         with sql.unanswered(self._connection):
             self._base.put_accounts(self._locked(common))
             self._base.count(self._lines, numbers)
         if not self._base.move_accounts(alone):
             raise self._again()
+        for name, of in held:
+            if session := self._sessions[name]:
+                of.written()
+                self._memory.leave(session, of)
 
     def _parted(self) -> tuple[dict[int, tuple[Account, Account]], list[int]]:
         """The changed accounts: those without other holders, before and after, and those that must be locked first.
@@ -189,8 +187,7 @@ class SharedBooks:
         held = self._held[session]
         if accounts is None:
             if not held.all:
-                held.add(self._base.rows(session, None))
-                held.all = True
+                held.replace(self._base.rows(session, None))
             return {place: row for place, row in held.rows.items() if not same(row, NOTHING)}
         wanted = set(accounts)
         if not held.all and (missing := wanted - held.accounts):
@@ -223,9 +220,7 @@ class SharedBooks:
 
     def put_rows(self, session: str, rows: dict[Place, Row]) -> None:
         """See Books."""
-        held = self._held[session]
-        held.rows |= rows
-        held.changed |= rows.keys()
+        self._held[session].put(rows)
 
     def count(self, lines: tuple[UsageLine, ...]) -> None:
         """See Books."""

@@ -1,7 +1,7 @@
 """What ``sync`` messages need of the database, read and written in the writer's transaction."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -112,8 +112,11 @@ class SqlBooks:
         ]
         return not rows or sql.MOVE_ACCOUNT.change_at_once(self._connection, rows) == len(rows)
 
-    def put_rows(self, rows: Iterable[tuple[str, Place, Row]], known: set[tuple[str, Place]]) -> None:
-        """Store holdings of many sessions: those ``known`` are there, and removed if they are of nothing now."""
+    def put_rows(self, rows: Iterable[tuple[str, Place, Row]], known: set[tuple[str, Place]]) -> Callable[[], bool]:
+        """Store holdings of many sessions: those ``known`` are there, and removed if they are of nothing now.
+
+        The result tells, once the answers have come, whether all of those were there.
+        """
         added, kept, gone = [], [], []
         for session, place, row in rows:
             stored = (session, place) in known
@@ -125,8 +128,9 @@ class SqlBooks:
             elif stored:
                 gone.append((session, *place))
         sql.write_many(self._connection, sql.ADD_HOLDING, added)
-        sql.write_many(self._connection, sql.PUT_HOLDING, kept)
-        sql.write_many(self._connection, sql.DELETE_HOLDING, gone)
+        changed = sql.write_many(self._connection, sql.PUT_HOLDING, kept)
+        removed = sql.write_many(self._connection, sql.DELETE_HOLDING, gone)
+        return lambda: changed() == len(kept) and removed() == len(gone)
 
     def numbers(self, lines: Iterable[UsageLine]) -> list[int]:
         """The numbers of the lines' dimensions."""
