@@ -24,7 +24,16 @@ MAX_PURSES: Final = 50_000
 MAX_STATEMENTS: Final = 2_000
 MAX_ASKS: Final = 1_000
 """Bounds of one message; with the usage lines it stays below the 10,000 lines that the ledger takes."""
+MAX_RENEWALS: Final = 100
+"""Holdings in one message of which there is no news, those that were not heard of for longest: each costs the ledger
+as much as one with news, and with budgets per caller or workflow there are thousands."""
 VERDICT_FRESH_S: Final = 0.5
+RENEW_S: Final = 5.0
+"""A holding with free money is told of again after this time, or sooner if the ledger says so: others may wait for the
+money, which only an answer on it tells."""
+RENEW_APART_S: Final = 1.0
+"""Between messages that hold nothing else."""
+_SLACK_S: Final = 0.01
 _BURN_TAU_S: Final = 30.0
 _BOUND_WEIGHT: Final = 0.1
 _IDLE_S: Final = 600.0
@@ -61,6 +70,8 @@ class Holding:
     charged_at_answer: int = 0
     verdict: Verdict = "None"
     verdict_at: float = -math.inf
+    tell_at: float = -math.inf
+    """When it must be told of again, news or not, if money is free."""
     judged: int = 0
     """The smallest amount that the verdict is about."""
     retry_after_ms: int = 0
@@ -174,9 +185,10 @@ class Purse:
 
 @dataclass(slots=True)
 class _Demand:
-    """What requests wait for of one holding, and how long its budget's windows are."""
+    """What requests wait for of one holding, how long its budget's windows are, and whether that may refuse."""
 
     window_ms: int
+    enforced: bool = False
     waiting: int = 0
     first: int = 0
 
@@ -344,6 +356,11 @@ class Wallet:
             return None
         return Shortage(purse, claim.amount, _lack(holding, claim.amount, now), holding.retry_after_ms)
 
+    def scarcest(self, claims: Iterable[Claim], ledger_ms: int, now: float) -> Shortage | None:
+        """Of the budgets that lack money here, the one whose account had least for the request when last told of."""
+        short = [lack for claim in claims if (lack := self._shortage(claim, ledger_ms, now)) is not None]
+        return min(short, key=_left, default=None)
+
     # --- towards the ledger ---
 
     def statements(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
@@ -356,10 +373,13 @@ class Wallet:
             yield self._last_statement(holding)
 
     def _news(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
+        renewals = 0
         for holding, demand in self._led(ledger_ms):
-            if not (everything or holding.dirty or holding.recall or demand.waiting):
+            due = renewals < MAX_RENEWALS and demand.enforced and holding.free > 0 and holding.tell_at - now < _SLACK_S
+            renewals += due
+            if not (everything or due or holding.dirty or holding.recall or demand.waiting):
                 continue
-            news, returned = holding.dirty or demand.waiting, holding.returned
+            news, returned = due or holding.dirty or demand.waiting, holding.returned
             statement = _statement(holding, demand, now)
             if news or holding.returned != returned or statement.want:
                 # To the end of the row: what does not fit this message comes first in the next one.
@@ -380,8 +400,11 @@ class Wallet:
                 purse.asked_next = holding.window.id
                 yield _ask(purse, "Next", 0)
 
-    def take(self, answer: AccountAnswer, ledger_ms: int, now: float) -> None:
-        """Take the ledger's word on one account; one that counts for no budget any more is let go."""
+    def take(self, answer: AccountAnswer, ledger_ms: int, now: float, renew_s: float = RENEW_S) -> None:
+        """Take the ledger's word on one account; one that counts for no budget any more is let go.
+
+        ``renew_s``: after this time it must be told of again.
+        """
         holding = self.holdings.get(key_of(answer.account, answer.klass))
         if holding is not None and not answer.budget:
             self._let_go(holding)
@@ -396,6 +419,12 @@ class Wallet:
         if purse is not None:
             _attach(purse, holding, ledger_ms)
         _update(holding, answer, now)
+        holding.tell_at = now + renew_s
+
+    def renewal_s(self, now: float) -> float:
+        """After what time a holding must be told of again."""
+        soonest = min((holding.tell_at for holding in self.holdings.values() if holding.free), default=math.inf)
+        return max(RENEW_APART_S, soonest - now)
 
     def _act(self, account: tuple[str, str, str], answer: AccountAnswer, ledger_ms: int) -> None:
         """Keep the actions in force for an account, until its window ends."""
@@ -464,6 +493,7 @@ class Wallet:
             if holding is None:
                 continue
             demand = demands.setdefault(holding.key, _Demand(purse.budget.window_ms))
+            demand.enforced = demand.enforced or purse.enforced
             if purse.waiting:
                 demand.waiting += purse.waiting
                 demand.first = min(demand.first or purse.first, purse.first)
@@ -495,6 +525,12 @@ def _lack(holding: Holding, amount: int, now: float) -> Lack:
     if holding.verdict in {"Exhausted", "Paced", "TooLarge", "Recovering"}:
         return holding.verdict
     return "Waiting"
+
+
+def _left(shortage: Shortage) -> float:
+    """How many such requests the account could still pay for; what nobody told of yet says least."""
+    holding = shortage.purse.current
+    return holding.available / shortage.amount if holding is not None else math.inf
 
 
 def _statement(holding: Holding, demand: _Demand, now: float) -> contract.Holding:

@@ -402,11 +402,11 @@ class Session:
         if not self._leaving:
             self._fence_boot = self._sent_boot + answer.ttl_ms / 1000
         self.tick()
-        self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, answer.sync_after_ms / 1000))
         self.budgets_version = answer.budgets_version
-        now = self._clocks.now()
+        now, renew_s = self._clocks.now(), answer.sync_after_ms / 1000
         for account in answer.accounts:
-            self.wallet.take(account, answer.now, now)
+            self.wallet.take(account, answer.now, now, renew_s)
+        self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, min(renew_s, self.wallet.renewal_s(now))))
         if self.journal is not None:
             grants = [(key_of(account.account, account.klass), account.granted) for account in answer.accounts]
             self.journal.acked(answer.seq, grants)
@@ -476,8 +476,10 @@ class Session:
     def _time_is_up(self, waiter: Waiter) -> None:
         self.cancel(waiter)
         outcome = self.reserve(waiter.claims, self._clocks.now())
-        if isinstance(outcome, Shortage) and self._answered <= waiter.after:
-            outcome = None  # the ledger may have the money: it answered nothing that told it of this wait
+        if isinstance(outcome, Shortage):
+            # Unless it was answered since the wait began, the ledger may have the money.
+            told = self._answered > waiter.after
+            outcome = self.wallet.scarcest(waiter.claims, self.ledger_ms(), self._clocks.now()) if told else None
         waiter.tell(outcome)
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from fairlead_operator.ledger import remembered
 from fairlead_operator.ledger.escrow import NOTHING, Row, Session
+from fairlead_operator.ledger.postgres import raw
 from fairlead_operator.ledger.remembered import Held, Memory, memory_of
 from fairlead_operator.ledger.schema import open_engine
 from fairlead_operator.ledger.store import AgainError, Store
@@ -96,6 +98,20 @@ def test_a_transaction_that_is_undone_leaves_nothing(ledger: PostgresLedger) -> 
     answer = ledger.sync(WHO, said[0].message)
     assert isinstance(answer, SyncAnswer)
     assert ledger.query("SELECT charged FROM holding") == [(400,)]
+
+
+def test_a_connection_that_breaks_says_so_and_the_next_one_believes_nothing(ledger: PostgresLedger) -> None:
+    end = "SELECT pg_terminate_backend(pg_backend_pid())"
+    said(ledger, 2, holdings=(holding(ledger, charged=100),))
+    with pytest.raises(OperationalError, match="terminat"), ledger.engine.begin() as connection:
+        connection.execute(text(end))
+    with ledger.engine.begin() as connection:
+        assert not remembers(connection)
+    said(ledger, 3, holdings=(holding(ledger, charged=200),))
+    with pytest.raises(OperationalError, match="lost"), ledger.engine.begin() as connection:
+        raw(connection).execute(end)
+    said(ledger, 4, holdings=(holding(ledger, charged=300),))
+    assert ledger.query("SELECT charged FROM account") == [(300,)]
 
 
 def test_a_holding_that_upkeep_dropped_is_not_stored_from_memory(ledger: PostgresLedger) -> None:

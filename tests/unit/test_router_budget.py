@@ -11,7 +11,9 @@ from fairlead_router.budget import (
     CLASS,
     MAX_ASKS,
     MAX_PURSES,
+    MAX_RENEWALS,
     MAX_STATEMENTS,
+    RENEW_APART_S,
     Claim,
     Purse,
     Reservation,
@@ -133,6 +135,66 @@ def test_a_recall_gives_back_all_that_is_free_and_keeps_what_is_reserved() -> No
     wallet.reserve([Claim(purse, 30)], NOW_MS, 0.0)
     (told,) = wallet.statements(NOW_MS, 0.0, everything=True)
     assert (told.returned, told.reserved) == (70, 30)
+
+
+def idle(wallet: Wallet, config: BudgetConfig, accounts: int = 1, renew_s: float = 1.0) -> list[Purse]:
+    """Purses with free money that nothing happened to since they were told of."""
+    purses = []
+    for account in range(1, accounts + 1):
+        purse = wallet.purse(config, "support", f"sa:{account}")
+        label = f"{config.namespace}/{config.name}"
+        answer = AccountAnswer(
+            account=account,
+            budget=label,
+            namespace="support",
+            key=purse.key,
+            window=WINDOW,
+            granted=10,
+            available=1_000,
+        )
+        wallet.take(answer, NOW_MS, 0.0, renew_s)
+        assert purse.current is not None
+        purse.current.mean_bound, purse.current.dirty = 10.0, False
+        purses.append(purse)
+    return purses
+
+
+def test_free_money_is_told_of_again_without_news_so_that_a_recall_is_heard() -> None:
+    wallet = Wallet()
+    (purse,) = idle(wallet, budget(per="Caller"), renew_s=2.0)
+    assert wallet.renewal_s(0.5) == 1.5
+    assert list(wallet.statements(NOW_MS, 1.5, everything=False)) == []
+    (told,) = wallet.statements(NOW_MS, 2.0, everything=False)
+    assert (told.account, told.returned) == (1, 0)
+    assert purse.current is not None
+    purse.current.give_back(10)
+    assert list(wallet.statements(NOW_MS, 2.0, everything=False)) == []
+
+
+def test_what_an_audit_budget_holds_is_wanted_by_nobody_who_waits() -> None:
+    wallet = Wallet()
+    idle(wallet, budget(per="Caller", enforcement="Audit"))
+    assert list(wallet.statements(NOW_MS, 60.0, everything=False)) == []
+
+
+def test_many_holdings_without_news_are_told_of_in_turn() -> None:
+    wallet = Wallet()
+    idle(wallet, budget(per="Caller"), 2 * MAX_RENEWALS)
+    assert wallet.renewal_s(60.0) == RENEW_APART_S
+    rounds = [[told.account for told in wallet.statements(NOW_MS, 60.0, everything=False)] for _ in range(2)]
+    assert [len(accounts) for accounts in rounds] == [MAX_RENEWALS] * 2
+    assert sorted(rounds[0] + rounds[1]) == list(range(1, 2 * MAX_RENEWALS + 1))
+
+
+def test_of_the_budgets_that_lack_money_the_one_with_least_is_named() -> None:
+    wallet = Wallet()
+    rich = granted(wallet, budget(name="rich"), 0, available=1_000)
+    poor = granted(wallet, budget(name="poor"), 0, account=2, available=9)
+    new, served = wallet.purse(budget(name="new"), "support", ""), granted(wallet, budget(name="served"), 50, account=3)
+    named = wallet.scarcest([Claim(purse, 10) for purse in (new, rich, poor, served)], NOW_MS, 0.0)
+    assert named is not None
+    assert named.purse is poor
+    assert wallet.scarcest([Claim(served, 10), Claim(rich, 0)], NOW_MS, 0.0) is None
 
 
 def test_an_account_that_nobody_used_for_a_while_is_given_back_whole() -> None:

@@ -6,13 +6,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from fairlead_router.budget import CLASS, Claim, Reservation, Shortage, Wallet
-from fairlead_router.contract import AccountAnswer, SyncRequest, Window
-from fairlead_router.lease import Clocks, Outcome, Session
+from fairlead_router.contract import AccountAnswer, SyncAnswer, SyncRequest, Window
+from fairlead_router.lease import Clocks, Outcome, Session, Waiter
 from fairlead_router.local_lease import LocalLease
 from fairlead_router.metering import Dimension, Row, Spent, UsageBook
 from tests.builders.router import budget, until
@@ -247,6 +248,41 @@ async def hush() -> None:
     task = next(task for task in asyncio.all_tasks() if task.get_name() == TALK)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_wait_that_ends_names_the_budget_whose_account_has_least() -> None:
+    async with desk() as at:
+        await until(lambda: at.session._answered, "the first answer")
+        wallet, claims = at.session.wallet, []
+        window = Window(id=1, start=0, end=1 << 60)
+        for account, (name, available) in enumerate({"rich": 1_000, "poor": 1}.items(), 1):
+            claims.append(Claim(wallet.purse(budget(name=name), "support", ""), 10))
+            label = f"support/{name}"
+            answer = AccountAnswer(
+                account=account, budget=label, namespace="support", window=window, granted=0, available=available
+            )
+            wallet.take(answer, 1, 0.0)
+        told: list[Outcome] = []
+        at.session._time_is_up(Waiter(claims, told.append))
+        assert [outcome.purse.label for outcome in told if isinstance(outcome, Shortage)] == ["support/poor"]
+
+
+async def test_free_money_is_told_of_as_often_as_the_ledger_wants_while_nothing_happens() -> None:
+    async with desk() as at:
+        ledger = at.network.ledger.sync
+
+        async def hurry(body: bytes) -> tuple[int, bytes]:
+            status, answer = await ledger(body)
+            hurried = msgspec.structs.replace(msgspec.json.decode(answer, type=SyncAnswer), sync_after_ms=20)
+            return status, msgspec.json.encode(hurried)
+
+        at.network.ledger = SimpleNamespace(sync=hurry)  # type: ignore[assignment]
+        outcome = await at.reserve(100)
+        assert isinstance(outcome, Reservation)
+        at.session.settle(outcome, [1])
+        before = len(at.network.applied)
+        await until(lambda: len(at.network.applied) > before + 4, "messages of a session that nobody uses")
+        assert all(message.holdings for message in at.network.applied[before + 1 :])
 
 
 async def test_a_goodbye_is_said_again_until_it_is_heard() -> None:
