@@ -93,6 +93,15 @@ def test_what_can_be_spent_on_misses_is_spent_and_not_more() -> None:
     assert loose.replica_seconds / (20 * HOUR) < 5.0
 
 
+def test_misses_count_from_when_a_decision_could_have_avoided_them() -> None:
+    pool = Pool()
+    pool.run(255, 75.0)
+    assert pool.missed > 1000
+    assert pool.memory.misses.finished == 0
+    pool.run(10, 75.0)
+    assert pool.memory.misses.finished > 0
+
+
 # --- down ---
 
 

@@ -1,6 +1,7 @@
 """What replicas can do: curves of pools of every size, and what is learned from misses."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,30 @@ def test_fewer_misses_than_predicted_make_every_load_lighter() -> None:
 
 def test_as_many_misses_as_predicted_change_nothing() -> None:
     assert taught(missed=0.02, predicted=0.02).factor == pytest.approx(1.0)
+
+
+def test_misses_that_come_in_bursts_by_chance_hardly_move_what_is_known() -> None:
+    chance = random.Random(1)  # noqa: S311 - chance, not a secret
+    for burst in (1, 4, 10):
+        service, factors = Service(), []
+        for tick in range(4000):
+            missed = sum(burst for _ in range(10) if chance.random() < 0.25 / burst)
+            service = learn(service, 4, 5.0 * tick, Done(250, missed, 0.99), steady=True)
+            factors.append(service.factor)
+        assert 0.85 < min(factors[500:]) <= max(factors[500:]) < 1.2
+
+
+def test_what_is_learned_first_counts_for_more() -> None:
+    def step(service: Service) -> tuple[float, Service]:
+        after = learn(service, 4, 1e6, Done(100, 100, 1.0), steady=True)
+        after = learn(after, 4, 1e6, Done(100, 100, 1.0), steady=True)
+        return service.correction - after.correction, after
+
+    known, steps = Service(ready=4), []
+    for _ in range(20):
+        one, known = step(known)
+        steps.append(one)
+    assert steps[0] > 3 * steps[-1] > 0
 
 
 def test_what_is_learned_is_bounded() -> None:

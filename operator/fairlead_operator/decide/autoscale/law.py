@@ -59,6 +59,9 @@ SURPRISE: Final = 4.0
 SURPRISING: Final = 20
 """A round with so many times the arrivals that the last minute makes expect, and so many more, is believed only as far
 as that until the next round confirms it: one wrong figure is no step."""
+ACCOUNT_OPENS: Final = 2.0
+"""After so many times of a start misses count: until what the first decision starts is ready, and has served the queue
+that it finds, no decision could have avoided them, and to make up for them would be paid for hours."""
 LONGEST_ROUND_S: Final = 60.0
 MINUTE_S: Final = 60.0
 
@@ -152,6 +155,8 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
     horizon = _cold_start_s(settings) + TICKS_S
     known = demand.age_s >= MINUTE_S
     most = SURPRISING + round(SURPRISE * demand.rate * seconds)
+    opened = at_s - memory.since_ms / 1000 >= ACCOUNT_OPENS * horizon
+    attainment = settings.objectives.attainment
     if seen.complete:
         believed = min(seen.arrivals, most) if known and not memory.surprised else seen.arrivals
         demand = forecast.observe(demand, at_s, believed, horizon, settings.history)
@@ -162,7 +167,9 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
         memory,
         at_ms=max(seen.at_ms, memory.at_ms),
         demand=demand,
-        misses=account.count(memory.misses, seen.finished, seen.missed, seconds, settings.objectives.attainment),
+        misses=account.count(memory.misses, seen.finished, seen.missed, seconds, attainment)
+        if opened
+        else memory.misses,
         minute=(*minute, (seen.at_ms, seen.finished, seen.missed)),
         last_request_ms=max(memory.last_request_ms, min(seen.last_request_ms, seen.at_ms)),
         surprised=seen.arrivals > most,

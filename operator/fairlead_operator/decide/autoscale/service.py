@@ -21,8 +21,13 @@ SHARES: Final = (
 STEADY_S: Final = 120.0
 """So long after a change of the rate or of the replicas, the misses say something about the load."""
 LEARNED_FROM: Final = 200
-MISSES_NEEDED: Final = 10.0
-LEARNING: Final = 0.08
+MISSES_NEEDED: Final = 40.0
+"""Misses come in bursts: of fewer at a time most times say that there are too few, and a few times that there are far
+too many."""
+LEARNING: Final = (0.08, 0.02)
+"""The first and the least step of the correction: what is known of a pool becomes more, and chance counts for less."""
+LEARNING_FADES: Final = 4.0
+"""After so many steps they are half of the first."""
 MOST_LEARNED: Final = 1.0
 """Bound of the logarithm of the correction."""
 
@@ -37,6 +42,7 @@ class Service:
     finished: int = 0
     missed: int = 0
     predicted: float = 0.0
+    lessons: int = 0
 
     @property
     def factor(self) -> float:
@@ -126,9 +132,11 @@ def learn(service: Service, ready: int, at_s: float, done: Done, *, steady: bool
     predicted = service.predicted + done.finished * (1 - done.predicted_share)
     if finished < LEARNED_FROM or missed + predicted < MISSES_NEEDED:
         return replace(service, finished=finished, missed=missed, predicted=predicted)
-    change = LEARNING * (predicted - missed) / (predicted + missed + MISSES_NEEDED / 2)
+    first, least = LEARNING
+    gain = max(least, first / (1 + service.lessons / LEARNING_FADES))
+    change = gain * (predicted - missed) / (predicted + missed + MISSES_NEEDED / 2)
     correction = max(-MOST_LEARNED, min(MOST_LEARNED, service.correction + change))
-    return replace(_emptied(service), correction=correction)
+    return replace(_emptied(service), correction=correction, lessons=service.lessons + 1)
 
 
 def _emptied(service: Service) -> Service:
