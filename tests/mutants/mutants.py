@@ -5,6 +5,8 @@ from dataclasses import dataclass
 ESCROW = "operator/fairlead_operator/ledger/escrow.py"
 BUDGET = "router-sidecar/fairlead_router/budget.py"
 EXCHANGE = "operator/fairlead_operator/ledger/exchange.py"
+REMEMBERED = "operator/fairlead_operator/ledger/remembered.py"
+TOGETHER = "operator/fairlead_operator/ledger/together.py"
 JOURNAL = "router-sidecar/fairlead_router/journal.py"
 RECORDS = "router-sidecar/fairlead_router/records.py"
 PROTOCOL = ("tests/unit/test_ledger_escrow.py", "tests/unit/test_ledger_machine.py")
@@ -126,12 +128,33 @@ MUTANTS: tuple[Mutant, ...] = (
         "passed = terms.end - begun",
         ("tests/unit/test_ledger_escrow.py",),
     ),
+    Mutant(
+        "what a session held is believed although it spoke to another ledger",
+        REMEMBERED,
+        "return held if stored is not None and same(session, stored) else None",
+        "return held",
+        ("tests/unit/test_ledger_remembered.py",),
+    ),
+    Mutant(
+        "a holding that is gone is stored from memory",
+        TOGETHER,
+        "        if not found():\n            raise self._again()\n",
+        "",
+        ("tests/unit/test_ledger_remembered.py",),
+    ),
     # --- the router
     Mutant(
         "any one budget admits",
         BUDGET,
         "            if short is not None:\n                return short\n",
         "            if short is not None and len(claims) == 1:\n                return short\n",
+        ROUTER,
+    ),
+    Mutant(
+        "idle leases never hear of a recall",
+        BUDGET,
+        "holding.tell_at - now < _SLACK_S\n",
+        "holding.tell_at - now < -1e9\n",
         ROUTER,
     ),
     Mutant(
