@@ -211,6 +211,43 @@ async def test_what_nobody_waits_for_waits_for_others_but_never_holds_them_up(
     assert given[1:] == [["b", "c", "ask"], ["told before the end"]]
 
 
+async def test_those_who_were_answered_together_are_written_together_and_who_was_alone_waits_for_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairlead_operator.ledger.store.COMPANY", 1e9)
+    monkeypatch.setattr("fairlead_operator.ledger.store.COMPANY_S", 3600.0)
+    store = Store(path)
+    started, gate = threading.Event(), threading.Event()
+    given: list[list[str]] = []
+
+    def stored(_connection: Connection, items: Sequence[str]) -> Sequence[str]:
+        given.append(list(items))
+        return items
+
+    def say(item: str) -> "asyncio.Future[str]":
+        return asyncio.ensure_future(store.apply(stored, item, alone=False, patient=False))
+
+    assert [await say("alone"), await say("alone again")] == ["alone", "alone again"]
+
+    def hold(_connection: Connection) -> bool:
+        started.set()
+        return gate.wait(10)
+
+    store.submit(hold)
+    await asyncio.to_thread(started.wait, 10)
+    both = [say("a"), say("b")]
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(*both) == ["a", "b"]
+    first = say("c")
+    await asyncio.sleep(0.05)
+    assert not first.done()
+    assert await say("d") == "d"
+    assert await first == "c"
+    assert given == [["alone"], ["alone again"], ["a", "b"], ["c", "d"]]
+    await asyncio.to_thread(store.close)
+
+
 async def test_many_that_nobody_waits_for_are_written_once_they_fill_a_group(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_operator.config_feed import ConfigFeed
+from fairlead_operator.config_feed import ConfigFeed, Have
 from fairlead_operator.decide.api_keys import KeyRing
 from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.kube.cluster import Cluster, Snapshot
@@ -100,12 +100,14 @@ MATERIAL: dict[str, Change] = {
     "a policy's spec": lambda world: replace(world, policy=world.policy.models("other")),
     "a budget's limit": lambda world: replace(world, budget=world.budget.limit(7)),
     "another budget of that name": lambda world: replace(world, budget=world.budget.metadata(uid="other")),
+}
+
+ENDPOINTS: dict[str, Change] = {
     "a pod that serves no more": lambda world: replace(world, pods=()),
     "a pod's address": lambda world: replace(
         world, pods=(replace(world.pods[0], ip="10.9.9.9"),) if world.pods else ()
     ),
 }
-
 PERHAPS: dict[str, Change] = {
     "who is the older policy": lambda world: replace(
         world, policy=world.policy.metadata(creationTimestamp="2026-01-01T00:00:00Z")
@@ -141,19 +143,29 @@ def test_what_routers_or_the_ledger_are_told_of_is_compiled(name: str) -> None:
     assert carried(afresh(WORLD), later.snapshot()) is None
 
 
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_for_other_endpoints_nothing_else_is_compiled(name: str) -> None:
+    later = replace(ENDPOINTS[name](WORLD), version=2)
+    assert carried(afresh(WORLD), later.snapshot()) == afresh(later)
+    assert told(afresh(later))[1] != told(afresh(WORLD))[1]
+
+
 @pytest.mark.parametrize("name", PERHAPS)
 def test_what_may_count_is_compiled(name: str) -> None:
     assert carried(afresh(WORLD), PERHAPS[name](WORLD).snapshot()) is None
 
 
-@given(names=st.lists(st.sampled_from([*IMMATERIAL, *MATERIAL, *PERHAPS]), max_size=4))
+@given(names=st.lists(st.sampled_from([*IMMATERIAL, *MATERIAL, *ENDPOINTS, *PERHAPS]), max_size=4))
 def test_a_picture_is_carried_over_only_if_everybody_is_told_the_same(names: list[str]) -> None:
     later = WORLD
     for name in names:
-        later = (IMMATERIAL | MATERIAL | PERHAPS)[name](later)
+        later = (IMMATERIAL | MATERIAL | ENDPOINTS | PERHAPS)[name](later)
     before, after = afresh(WORLD), afresh(later)
     picture = carried(before, later.snapshot())
-    assert picture is None or (picture == after and told(picture) == told(before))
+    if picture is not None:
+        assert picture == after
+        config, _, budgets = told(picture)
+        assert (config, budgets) == (told(before)[0], told(before)[2])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +209,14 @@ class Shown(Cluster):
         return self.shown
 
 
-def test_routers_are_told_once_of_what_moves_and_at_once_of_what_counts() -> None:
+async def endpoints(feed: ConfigFeed) -> list[str]:
+    """The replicas that routers know of."""
+    answer = await feed.answer("fairlead", Have("", "", "fairlead/gateway"), 0)
+    assert answer.endpoints is not None
+    return [one.pod for pool in answer.endpoints.pools for one in pool.endpoints]
+
+
+async def test_routers_are_told_once_of_what_moves_and_at_once_of_what_counts() -> None:
     view, feed, issuers = Shown(WORLD), ConfigFeed(("ai-platform",), "fairlead"), [Issuer(issuer="one", jwks="{}")]
     compiler = Compiler(view, feed, SETTINGS, lambda: tuple(issuers))
     compiler.refresh()
@@ -207,6 +226,11 @@ def test_routers_are_told_once_of_what_moves_and_at_once_of_what_counts() -> Non
     assert picture.snapshot is view.shown
     assert feed.config is first
     assert compiler.refresh() is picture
+    assert await endpoints(feed) == ["ai-platform/one"]
+    view.shown = replace(WORLD, pods=(pod("one"), pod("two"))).snapshot()
+    compiler.refresh()
+    assert await endpoints(feed) == ["ai-platform/one", "ai-platform/two"]
+    assert feed.config is first
     view.shown = replace(WORLD, pool=WORLD.pool.autoscaling(4, objectives=OBJECTIVES)).snapshot()
     compiler.refresh()
     assert feed.config != first

@@ -25,6 +25,8 @@ from fairlead_operator.ledger.schema import DIALECTS, dialect_of, migrate, open_
 WAITING = 1_000
 PACE_S = 0.1
 """Between transactions that nobody waits for: one costs half as much as a large message, however many it holds."""
+COMPANY, COMPANY_S = 0.25, 0.01
+"""Of the time that the last transaction took, and at most: so long the next waits for as many messages as it had."""
 TIDY_EVERY = 64
 """Groups between checkpoints: small ones between groups instead of a long one within a commit."""
 ATTEMPTS = 8
@@ -65,6 +67,19 @@ class Job:
     future: Future[Any] | asyncio.Future[Any]
     alone: bool = True
     patient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the last transaction had, and until when the next one waits, by the clock of ``time.perf_counter``.
+
+    ``patient_until``: while nobody needs an answer. ``company_until``: while fewer messages came than the last one had,
+    because those who were answered together mostly speak again together.
+    """
+
+    size: int = 0
+    patient_until: float = 0.0
+    company_until: float = 0.0
 
 
 class Store:
@@ -134,26 +149,30 @@ class Store:
         self._lock.close()
 
     def _work(self) -> None:
-        groups, due = 0, 0.0
-        while group := self._next_group(due):
+        groups, last = 0, Round()
+        while group := self._next_group(last):
             started = time.perf_counter()
-            due = started + PACE_S
             for part in transactions(group) if self._shared else [group]:
                 run_group(self._writing, part)
-            self._observe(time.perf_counter() - started)
+            ended = time.perf_counter()
+            took = ended - started
+            last = Round(len(group), started + PACE_S, ended + min(COMPANY_S, COMPANY * took))
+            self._observe(took)
             groups += 1
             if groups % TIDY_EVERY == 0:
                 DIALECTS[self._writing.dialect.name].tidy(self._writing)
 
-    def _next_group(self, due: float) -> list[Job]:
-        """Whatever waits, up to a group's size; not before ``due`` if all of it is patient; empty: the store closes."""
+    def _next_group(self, last: Round) -> list[Job]:
+        """Whatever waits, up to a group's size, and what comes soon (``Round``); empty: the store closes."""
         group: list[Job] = []
+        patient = True
         job = self._jobs.get()
         while job is not None:
             group.append(job)
-            due = due if job.patient else 0.0
             if len(group) == self._group:
                 return group
+            patient = patient and job.patient
+            due = last.patient_until if patient else last.company_until if len(group) < last.size else 0.0
             try:
                 job = self._jobs.get(timeout=max(0.0, due - time.perf_counter()))
             except queue.Empty:

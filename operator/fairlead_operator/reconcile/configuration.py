@@ -31,6 +31,7 @@ from fairlead_operator.render.objects import deployment_name
 from fairlead_operator.render.pod_template import engine_argument
 from fairlead_operator.render.router_config import (
     BudgetInput,
+    Compiled,
     PolicyInput,
     PoolInput,
     ReleaseInput,
@@ -174,12 +175,13 @@ def compile_all(snapshot: Snapshot, settings: Settings) -> Picture:
 
 
 def carried(before: Picture, snapshot: Snapshot) -> Picture | None:
-    """The picture of a later snapshot; ``None`` unless routers and ledger are told the same as before.
+    """The picture of a later snapshot; ``None`` unless routers and ledger are told the same but for the endpoints.
 
-    Figures in statuses move all the time: they are not worth a compilation, which takes 25 ms for 200 pools.
+    Figures in statuses move all the time, and pods come and go: they are not worth a compilation, which takes 25 ms for
+    200 pools.
     """
     old = before.snapshot
-    if old.namespaces != snapshot.namespaces or old.keys != snapshot.keys or _serving(old) != _serving(snapshot):
+    if old.namespaces != snapshot.namespaces or old.keys != snapshot.keys:
         return None
     if not (_alike(old.policies, snapshot.policies) and _alike(old.budgets, snapshot.budgets)):
         return None
@@ -247,6 +249,15 @@ def unpriced(picture: Picture, covered: Collection[str], models: Collection[str]
     return tuple(sorted(key for key in reached if key in picture.inputs and picture.inputs[key].card is None))
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The last compilation."""
+
+    picture: Picture
+    issuers: tuple[Issuer, ...]
+    config: Compiled
+
+
 class Compiler:
     """Keeps the feed in step with the cluster."""
 
@@ -257,7 +268,7 @@ class Compiler:
         self._feed = feed
         self._settings = settings
         self._issuers = issuers
-        self._done: tuple[Picture, tuple[Issuer, ...]] | None = None
+        self._done: _Done | None = None
         self._kick = asyncio.Event()
 
     def kick(self) -> None:
@@ -267,22 +278,33 @@ class Compiler:
     def refresh(self) -> Picture:
         """Compile now unless nothing that counts has changed; the reconcilers call it before they judge."""
         snapshot, issuers = self._cluster.snapshot(), self._issuers()
-        if self._done is not None and self._done[1] == issuers:
-            picture = self._done[0]
-            known = picture if picture.snapshot is snapshot else carried(picture, snapshot)
-            if known is not None:
-                self._done = (known, issuers)
-                return known
-        compiled = compile_all(snapshot, self._settings)
-        config = compile_config(
-            list(compiled.inputs.values()),
-            [PolicyInput(policy, compiled.callers[key]) for key, policy in snapshot.policies.items()],
-            compiled.countable,
-            self._release(issuers, snapshot.keys.keys),
-        )
-        self._feed.publish(config, compile_endpoints(sorted(compiled.inputs), snapshot.pods))
-        self._done = (compiled, issuers)
-        return compiled
+        before = self._done
+        if before is not None and before.picture.snapshot is snapshot and before.issuers == issuers:
+            return before.picture
+        self._done = self._again(before, snapshot, issuers) or self._anew(snapshot, issuers)
+        return self._done.picture
+
+    def _again(self, before: "_Done | None", snapshot: Snapshot, issuers: tuple[Issuer, ...]) -> "_Done | None":
+        """What was compiled last, if it still holds; other endpoints are told."""
+        if before is None or before.issuers != issuers:
+            return None
+        picture = carried(before.picture, snapshot)
+        if picture is None:
+            return None
+        if _serving(before.picture.snapshot) != _serving(snapshot):
+            self._tell(before.config, picture)
+        return _Done(picture, issuers, before.config)
+
+    def _anew(self, snapshot: Snapshot, issuers: tuple[Issuer, ...]) -> "_Done":
+        picture = compile_all(snapshot, self._settings)
+        policies = [PolicyInput(policy, picture.callers[key]) for key, policy in snapshot.policies.items()]
+        release = self._release(issuers, snapshot.keys.keys)
+        config = compile_config(list(picture.inputs.values()), policies, picture.countable, release)
+        self._tell(config, picture)
+        return _Done(picture, issuers, config)
+
+    def _tell(self, config: Compiled, picture: Picture) -> None:
+        self._feed.publish(config, compile_endpoints(sorted(picture.inputs), picture.snapshot.pods))
 
     def _release(self, issuers: tuple[Issuer, ...], keys: tuple[ApiKey, ...]) -> ReleaseInput:
         return ReleaseInput(
