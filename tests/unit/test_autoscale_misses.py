@@ -20,7 +20,7 @@ def after(share: float, hours: float, misses: Misses | None = None) -> Misses:
 
 
 def test_more_misses_than_allowed_make_them_dearer() -> None:
-    assert after(0.012, 2).price(0.99) > after(0.01, 2).price(0.99) > after(0.008, 2).price(0.99)
+    assert after(0.01, 2).price(0.99) > after(0.008, 2).price(0.99) > after(0.006, 2).price(0.99)
 
 
 def test_at_the_allowed_share_the_price_moves_slowly() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 DAY_S: Final = 86_400.0
-RESERVE: Final = 0.1
+RESERVE: Final = 0.15
 """Share of a day's allowance that should be left."""
 GAIN: Final = 5.0
 """Change of the price's logarithm for a day's allowance."""
