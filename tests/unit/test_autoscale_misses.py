@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_operator.decide.autoscale.misses import HIGHEST_PRICE, LOWEST_PRICE, Misses, count
+from fairlead_operator.decide.autoscale.misses import HIGHEST_PRICE, LOWEST_PRICE, Misses, count, reserve
 
 DAY = 86_400.0
 
@@ -20,7 +20,7 @@ def after(share: float, hours: float, misses: Misses | None = None) -> Misses:
 
 
 def test_more_misses_than_allowed_make_them_dearer() -> None:
-    assert after(0.01, 2).price(0.99) > after(0.008, 2).price(0.99) > after(0.006, 2).price(0.99)
+    assert after(0.012, 2).price(0.99) > after(0.01, 2).price(0.99) > after(0.008, 2).price(0.99)
 
 
 def test_at_the_allowed_share_the_price_moves_slowly() -> None:
@@ -29,6 +29,14 @@ def test_at_the_allowed_share_the_price_moves_slowly() -> None:
 
 def test_an_account_in_balance_makes_misses_a_little_dearer_to_build_a_reserve() -> None:
     assert after(0.01, 6).base > Misses().base
+
+
+def test_where_replicas_start_slowly_more_is_kept_back() -> None:
+    assert reserve(30.0) == reserve(120.0) == 0.1 < reserve(200.0) < reserve(300.0) == reserve(3000.0) == 0.15
+    account = after(0.008, 2)
+    assert account.price(0.99, reserve(300.0)) > account.price(0.99, reserve(120.0))
+    slow, quick = (count(account, 6000, 48, 60.0, 0.99, reserve(start)) for start in (300.0, 120.0))
+    assert slow.base > quick.base
 
 
 def test_what_is_left_is_what_the_objective_allows_less_what_missed() -> None:

@@ -26,8 +26,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fairlead_operator.ledger.access import Caller
 from fairlead_operator.ledger.backup import RECOVERY
 from fairlead_operator.ledger.escrow import MAX_AMOUNT, Refusal
+from fairlead_operator.ledger.schema import open_engine
 from fairlead_router.contract import (
     Action,
     Ask,
@@ -557,13 +559,32 @@ class SqliteMachine(LedgerMachine):
         return SqliteLedger()
 
 
+class TwoLedgers(PostgresLedger):
+    """Two of them on one database take messages in pairs: what one remembers, the other one may have changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._engines = self.engine, open_engine(self.url)
+        self._heard = 0
+
+    def sync(self, who: Caller, message: SyncRequest) -> SyncAnswer | Refusal:
+        self._heard += 1
+        self.engine = self._engines[self._heard // 2 % 2]
+        return super().sync(who, message)
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.dispose()
+        super().close()
+
+
 class PostgresMachine(LedgerMachine):
-    """The same on PostgreSQL; its copies are PostgreSQL's own business."""
+    """The same with two ledgers on PostgreSQL; its copies are PostgreSQL's own business."""
 
     copies = False
 
     def new_ledger(self) -> Ledger:
-        return PostgresLedger()
+        return TwoLedgers()
 
 
 def snapshot(ledger: Ledger) -> Any:

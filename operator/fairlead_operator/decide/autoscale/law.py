@@ -156,7 +156,7 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
     known = demand.age_s >= MINUTE_S
     most = SURPRISING + round(SURPRISE * demand.rate * seconds)
     opened = at_s - memory.since_ms / 1000 >= ACCOUNT_OPENS * horizon
-    attainment = settings.objectives.attainment
+    attainment, reserve = settings.objectives.attainment, account.reserve(_cold_start_s(settings))
     if seen.complete:
         believed = min(seen.arrivals, most) if known and not memory.surprised else seen.arrivals
         demand = forecast.observe(demand, at_s, believed, horizon, settings.history)
@@ -167,7 +167,7 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
         memory,
         at_ms=max(seen.at_ms, memory.at_ms),
         demand=demand,
-        misses=account.count(memory.misses, seen.finished, seen.missed, seconds, attainment)
+        misses=account.count(memory.misses, seen.finished, seen.missed, seconds, attainment, reserve)
         if opened
         else memory.misses,
         minute=(*minute, (seen.at_ms, seen.finished, seen.missed)),
@@ -201,13 +201,14 @@ def _case(memory: Memory, seen: Observation, settings: Settings, seconds: float)
     attainment = settings.objectives.attainment
     demand = memory.demand or forecast.started(memory.since_ms / 1000)
     cold_start = _cold_start_s(settings)
+    miss_price = memory.misses.price(attainment, account.reserve(cold_start))
     queue = max(0.0, seen.waiting + seen.held - demand.rate * WAITING_S)
     extra = min(queue / max(DRAIN_S, cold_start + TICKS_S), MOST_BACKLOG * demand.rate)
     return _Case(
         observation=seen,
         settings=settings,
         memory=memory,
-        fleet=fleet(settings.variants, attainment, memory.service.factor, memory.misses.price(attainment)),
+        fleet=fleet(settings.variants, attainment, memory.service.factor, miss_price),
         outlook=forecast.outlook(demand, cold_start + TICKS_S, settings.history, extra),
         current=tuple(variant.current for variant in settings.variants),
         rate=demand.rate,

@@ -10,8 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 DAY_S: Final = 86_400.0
-RESERVE: Final = 0.15
-"""Share of a day's allowance that should be left."""
+RESERVE: Final = 0.1
+"""Share of a day's allowance that should be left, where replicas start within ``QUICK_S``."""
+MOST_RESERVE: Final = 0.15
+"""The same where they take ``SLOW_S`` or longer: a step of the demand spends more before they are ready."""
+QUICK_S: Final = 120.0
+SLOW_S: Final = 300.0
 GAIN: Final = 5.0
 """Change of the price's logarithm for a day's allowance."""
 DRIFT: Final = 12.0 / DAY_S
@@ -41,9 +45,9 @@ class Misses:
         """Requests that may still miss; negative = overdrawn."""
         return (1 - attainment) * self.finished - self.missed
 
-    def price(self, attainment: float) -> float:
-        """What avoiding one miss may cost, in costs of serving one request."""
-        exponent = self.base + GAIN * (RESERVE - self._balance(attainment))
+    def price(self, attainment: float, kept: float = RESERVE) -> float:
+        """What avoiding one miss may cost, in costs of serving one request, to keep such a reserve."""
+        exponent = self.base + GAIN * (kept - self._balance(attainment))
         return math.exp(min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), exponent)))
 
     def _balance(self, attainment: float) -> float:
@@ -54,14 +58,22 @@ class Misses:
         return self.left(attainment) / allowance if allowance > 0 else 0.0
 
 
-def count(misses: Misses, finished: int, missed: int, seconds: float, attainment: float) -> Misses:
-    """The account after one round."""
-    kept = 0.5 ** (seconds / DAY_S)
+def reserve(cold_start_s: float) -> float:
+    """The share of a day's allowance that should be left where replicas take so long to start."""
+    slow = max(0.0, cold_start_s - QUICK_S) / (SLOW_S - QUICK_S)
+    return min(MOST_RESERVE, RESERVE + slow * (MOST_RESERVE - RESERVE))
+
+
+def count(  # noqa: PLR0917 - what happened, and what is wanted
+    misses: Misses, finished: int, missed: int, seconds: float, attainment: float, kept: float = RESERVE
+) -> Misses:
+    """The account after one round, where such a reserve should be kept."""
+    faded = 0.5 ** (seconds / DAY_S)
     after = replace(
         misses,
         age_s=misses.age_s + seconds,
-        finished=misses.finished * kept + finished,
-        missed=misses.missed * kept + missed,
+        finished=misses.finished * faded + finished,
+        missed=misses.missed * faded + missed,
     )
-    base = misses.base + DRIFT * seconds * (RESERVE - after._balance(attainment))  # noqa: SLF001 - the same class
+    base = misses.base + DRIFT * seconds * (kept - after._balance(attainment))  # noqa: SLF001 - the same class
     return replace(after, base=min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), base)))
