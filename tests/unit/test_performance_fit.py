@@ -140,7 +140,7 @@ def test_without_a_seed_the_first_round_makes_one_and_the_rest_correct_it() -> N
     assert fitted(start(None)) == Fit(None, None, "nothing known: no seed, and no round with decoding sequences")
     truth = engine()
     memory = after(day(truth, 1, 1), start(None))
-    assert fitted(memory).reason == "first round; 1 of 12 rounds seen"
+    assert fitted(memory) == Fit(None, None, "first round; 1 of 12 rounds seen"), "one round is no reason to decide"
     assert worst_error(step_of(fitted(after(day(truth, 240, 2), memory))), truth) < 0.2
 
 

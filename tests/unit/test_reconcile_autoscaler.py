@@ -48,6 +48,9 @@ class KnownCurves(Curves):
         self.asked.append(question)
         return self.curve
 
+    def waits(self, question: Question) -> bool:
+        return self.curve is None and question in self.asked
+
 
 @pytest.fixture
 def curves() -> KnownCurves:
@@ -222,6 +225,21 @@ def test_a_capacity_that_was_known_holds_while_the_next_is_computed(curves: Know
     longer = later(scene(chat()), 1, 0)
     longer = replace(longer, seen=replace(longer.seen, mix=((9_000, 900),) * 20))
     assert wish_of(law, longer, curves) is not None
+
+
+def test_while_a_capacity_is_computed_nothing_else_is_asked_and_its_answer_counts(curves: KnownCurves) -> None:
+    law, first = PoolLaw(), scene(chat(maximum=1))
+    curves.curve = None
+    wish_of(law, first, curves)
+    for turn in range(1, 4):
+        moved = later(scene(chat(maximum=1)), turn, 0)
+        moved = replace(moved, seen=replace(moved.seen, mix=((1_000 * 2**turn, 100),) * 20))
+        assert wish_of(law, moved, curves) is None
+    assert curves.asked == [curves.asked[0]] * 4
+    curves.curve = TEN
+    moved = replace(moved, seen=replace(moved.seen, at_ms=moved.seen.at_ms + ROUND_MS))
+    assert wish_of(law, moved, curves) is not None
+    assert curves.asked[-1].mix == moved.seen.mix
 
 
 # --- what it is given ---

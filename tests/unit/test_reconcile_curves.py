@@ -11,6 +11,7 @@ from msgspec import DecodeError
 from fairlead_operator.curve_worker import Result, Task, answer
 from fairlead_operator.performance.curve import Curve, curve
 from fairlead_operator.performance.step import Engine, Mix, Objectives, StepTime
+from fairlead_operator.reconcile import curves as module
 from fairlead_operator.reconcile.curves import KEPT, MAX_WAITING, Curves, Question, elsewhere, sharing
 
 ENGINE = Engine(StepTime(0.008, 4e-8, 2.4e-5), 400_000)
@@ -88,15 +89,29 @@ def test_a_question_is_like_another_until_a_number_moved_by_a_tenth() -> None:
     assert question(replace(ENGINE, step=StepTime(0.008, 0.0, 2.4e-5))).key != question().key
 
 
-@pytest.mark.parametrize(
-    "result", [Result(error="a step takes no time"), OSError("no process"), TimeoutError(), DecodeError("killed")]
-)
-async def test_what_cannot_be_computed_is_asked_once_and_stays_unknown(result: Result | Exception) -> None:
-    computed = Computed(result)
+async def test_what_cannot_be_computed_is_asked_once_and_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    computed = Computed(Result(error="a step takes no time"))
     curves = Curves(computed)
     for _ in range(3):
         assert await answered(curves, question()) is None
+        await asyncio.sleep(0.001)
     assert len(computed.asked) == 1
+    await curves.close()
+
+
+@pytest.mark.parametrize("result", [OSError("no process"), TimeoutError(), DecodeError("killed")])
+async def test_a_process_that_failed_is_tried_again_after_a_while(
+    result: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.001)
+    computed = Computed(result)
+    curves = Curves(computed)
+    assert await answered(curves, question()) is None
+    assert len(computed.asked) == 1
+    await asyncio.sleep(0.01)
+    computed.result = FOUND
+    assert await answered(curves, question()) == FOUND.curve
     await curves.close()
 
 

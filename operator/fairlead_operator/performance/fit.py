@@ -33,7 +33,7 @@ USUAL_PACE: Final = 1.1
 """By what the running median of the errors moves with each round."""
 ROUNDING: Final = 1e-9
 LEAST_ROUNDS: Final = 12
-"""Before these, the seed holds."""
+"""Before these, a given seed holds; the first round's own guess is not decided by."""
 ERROR_ROUNDS: Final = 60
 """Over how many rounds, about, the errors are averaged."""
 LONGEST: Final = 10.0
@@ -166,9 +166,8 @@ def fitted(memory: Memory) -> Fit:
     if memory.seed is None:
         return Fit(None, None, f"nothing known: no seed, and no round with decoding sequences{_ignored(memory)}")
     if memory.rounds < LEAST_ROUNDS:
-        return Fit(
-            memory.seed, None, f"{_source(memory)}; {memory.rounds} of {LEAST_ROUNDS} rounds seen{_ignored(memory)}"
-        )
+        reason = f"{_source(memory)}; {memory.rounds} of {LEAST_ROUNDS} rounds seen{_ignored(memory)}"
+        return Fit(memory.seed if memory.given else None, None, reason)
     if memory.given and memory.error >= memory.seed_error:
         reason = f"seed, error {memory.seed_error:.0%}; the fit has {memory.error:.0%}{_ignored(memory)}"
         return Fit(memory.seed, memory.seed_error, reason)

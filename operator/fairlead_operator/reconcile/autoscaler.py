@@ -173,14 +173,20 @@ def _draw_one(  # noqa: PLR0917 - one variant of the above
     if engine is None:
         return f"the speed of variant {variant.name} is not known: {law.engines[variant.name].reason}"
     for replicas in _sizes(scene):
-        place, question = (variant.name, replicas), Question(engine, mix, objectives, replicas)
-        before = law.questions.get(place)
-        asked = before if before is not None and before.like(question) else question
-        found = curves.find(asked)
-        if found is not None:
-            law.questions[place], law.curves[place] = asked, found
+        _ask(law, (variant.name, replicas), Question(engine, mix, objectives, replicas), curves)
     known = any(name == variant.name for name, _ in law.curves)
     return "" if known else f"the capacity of variant {variant.name} is being computed"
+
+
+def _ask(law: PoolLaw, place: tuple[str, int], question: Question, curves: Curves) -> None:
+    """One question at a time: sizes move each round, and where computing takes longer no answer would ever come."""
+    asked = law.questions.setdefault(place, question)
+    found = curves.find(asked)
+    if not asked.like(question) and not curves.waits(asked):
+        law.questions[place] = question
+        found = curves.find(question) or found
+    if found is not None:
+        law.curves[place] = found
 
 
 def _sizes(scene: Scene) -> list[int]:

@@ -28,6 +28,8 @@ LIKE = 0.1
 TINY = 1e-30
 SEED = 1
 LONGEST_S = 120.0
+AGAIN_S = 60.0
+"""After a process that failed or took too long."""
 
 Compute = Callable[[Task], Awaitable[Result]]
 Key = tuple[object, ...]
@@ -83,6 +85,10 @@ class Curves:
             self._waiting[key] = asyncio.create_task(self._answer(key, question))
         return None
 
+    def waits(self, question: Question) -> bool:
+        """Whether it was asked and is not answered yet."""
+        return question.key in self._waiting
+
     async def close(self) -> None:
         """Compute nothing more."""
         tasks = list(self._waiting.values())
@@ -93,16 +99,17 @@ class Curves:
     async def _answer(self, key: Key, question: Question) -> None:
         try:
             async with self._turn:
-                self._keep(key, await self._asked(question))
+                self._keep(key, await self._asked(key, question))
         finally:
             del self._waiting[key]
 
-    async def _asked(self, question: Question) -> Curve | None:
+    async def _asked(self, key: Key, question: Question) -> Curve | None:
         task = Task(question.engine, question.mix, question.objectives, SEED, sharing(question.replicas))
         try:
             result = await self._compute(task)
         except (OSError, TimeoutError, msgspec.DecodeError) as error:
-            log.warning("no capacity was computed: %s %s", type(error).__name__, error)
+            log.warning("no capacity was computed: %s %s; again in %gs", type(error).__name__, error, AGAIN_S)
+            asyncio.get_running_loop().call_later(AGAIN_S, self._known.pop, key, None)
             return None
         if result.error:
             log.warning("no capacity of %s: %s", question.engine, result.error)
