@@ -8,7 +8,7 @@ take, and whether every pool was decided every five seconds. The last line is on
 With ``--real`` instead: a recorded hour of a chat service, in minutes, on real vLLM pods of a local cluster with a real
 node; when replicas changed and why, what its clients saw, and the time of a start as it was learned.
 
-usage: python -m tests.bench.operator [--real] [--pools N] [--seconds S] [--day S] [--seed N]
+usage: python -m tests.bench.operator [--real] [--pools N] [--seconds S] [--day S] [--patience S] [--seed N]
 """
 
 import argparse
@@ -38,6 +38,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--pools", type=int, default=200)
     parser.add_argument("--seconds", type=float, help=f"measured (300, with --real {REAL_S:g})")
     parser.add_argument("--day", type=float, default=3600.0, help="seconds in which demand runs through a day")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=run.PATIENCE_S,
+        help="seconds to wait until all pools are decided by their objectives",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of sizes, phases and arrivals")
     return parser.parse_args()
 
@@ -57,7 +63,7 @@ def show(report: dict[str, Any]) -> None:
 
 def fake(given: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Many pools on fake nodes: the figures, and whether no pool was left out."""
-    asked = run.Asked(given.pools, given.seconds or 300.0, given.day, given.seed)
+    asked = run.Asked(given.pools, given.seconds or 300.0, given.day, given.seed, given.patience)
     with (
         tempfile.TemporaryDirectory(prefix="fairlead-bench-operator-") as folder,
         cluster_tools.running(NAME, "plane") as cluster,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ TIMED: Final = "timed.jsonl"
 BATCH: Final = 50
 NODES_S: Final = 120.0
 PODS_S: Final = 300.0
-CURVES_S: Final = 1500.0
+PATIENCE_S: Final = 1500.0
 LISTENS_S: Final = 20.0
 CHANGES: Final = "fairlead_scale_decisions_total"
 RECONCILES: Final = "fairlead_reconciles_total"
@@ -37,12 +37,16 @@ IDLE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be measured: pools, seconds, the seconds of a day, and the seed of chance."""
+    """What is to be measured: pools, seconds, the seconds of a day, and the seed of chance.
+
+    ``patience_s``: so long at most it is waited until all pools are decided by their objectives.
+    """
 
     pools: int
     seconds: float
     day_s: float = 3600.0
     seed: int = 1
+    patience_s: float = PATIENCE_S
 
 
 def say(text: str) -> None:
@@ -68,11 +72,12 @@ def measured(cluster: Cluster, folder: Path, asked: Asked) -> dict[str, Any]:
         say(f"{asked.pools} pools applied after {time.monotonic() - began:.0f} s")
         eventually(lambda: ready(release) >= asked.pools, PODS_S)
         say(f"a replica of each is ready after {time.monotonic() - began:.0f} s")
-        eventually(lambda: decided(process) >= asked.pools, CURVES_S)
-        warm_s = time.monotonic() - began
-        say(f"all are decided by their objectives after {warm_s:.0f} s; measuring {asked.seconds:g} s")
+        with suppress(AssertionError):
+            eventually(lambda: decided(process) >= asked.pools, asked.patience_s)
+        warm = {"by_objectives": decided(process), "after_s": round(time.monotonic() - began)}
+        say(f"{warm['by_objectives']} are decided by their objectives after {warm['after_s']} s; measuring")
         report = watch(release, process, books, asked)
-    return {"pools": asked.pools, "seconds": asked.seconds, "until_all_decided_s": round(warm_s), **report}
+    return {"pools": asked.pools, "seconds": asked.seconds, "decided": warm, **report}
 
 
 @contextmanager
