@@ -95,10 +95,10 @@ class Router:
     taken: bool = False
     """A successor speaks for it. What it still runs it counts for itself, and nobody hears of it."""
 
-    def seal(self, **message: Any) -> SyncRequest:
+    def seal(self, now: int, **message: Any) -> SyncRequest:
         self.seq += 1
         lines = (line(nano_usd=self.usage),) if self.usage else ()
-        self.sealed = SyncRequest(session=self.session, seq=self.seq, usage=lines, **message)
+        self.sealed = SyncRequest(session=self.session, seq=self.seq, sent_at=now, usage=lines, **message)
         self.usage = 0
         self.sent.append(self.sealed)
         return self.sealed
@@ -269,7 +269,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._told(router, place, give, demand if place in known[-1:] else {}) for place in list(router.purses)
             )
             asks = () if known else (Ask(budget=f"team-a/{name}", namespace="", at=at, klass=klass, **demand),)
-            router.seal(holdings=holdings, asks=asks)
+            router.seal(self.ledger.now, holdings=holdings, asks=asks)
         self._deliver(router, fate)
 
     @staticmethod
@@ -322,7 +322,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._settle(router, router.running.pop(), 100)
             for purse in router.purses.values():
                 purse.returned += purse.free
-            router.seal(holdings=tuple(router.told(place) for place in router.purses), close=Close(complete=True))
+            router.seal(self.ledger.now, holdings=tuple(router.told(place) for place in router.purses), close=Close(complete=True))
         self._deliver(router, fate)
 
     # --- kills and successors
@@ -377,8 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _fenced(self, router: Router) -> bool:
         return router not in self.routers or self.ledger.now - router.heard >= TTL_MS
 
-    @staticmethod
-    def _next_words(grave: Grave) -> SyncRequest:
+    def _next_words(self, grave: Grave) -> SyncRequest:
         """The message that may not have arrived, then the close; marked as a successor's."""
         router = grave.router
         if router.sealed is not None:
@@ -386,6 +385,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return SyncRequest(
             session=router.session,
             seq=router.seq + 1,
+            sent_at=self.ledger.now,
             replay=True,
             usage=(line(nano_usd=router.usage),) if router.usage else (),
             holdings=tuple(router.told(place) for place in router.purses),
