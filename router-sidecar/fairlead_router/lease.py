@@ -72,10 +72,11 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A message with its number, as sent."""
+    """A message with its number, as sent; ``retold``: to a ledger that had taken it before and lost it."""
 
     seq: int
     body: bytes
+    retold: bool = False
 
 
 Opener = Callable[[str, Callable[[], Snapshot]], Journal]
@@ -393,7 +394,8 @@ class Session:
     def _accept(self, answer: SyncAnswer) -> bool:
         if answer.seq < self._outstanding[0].seq:
             return False
-        self._outstanding.popleft()
+        # What is told again is answered as things stood then: money that was given back since must not come back by it.
+        accounts = () if self._outstanding.popleft().retold else answer.accounts
         self._failures, self._doubtful, self.fault = 0, False, ""
         self._answered = max(self._answered, answer.seq)
         self._report("ok")
@@ -404,15 +406,15 @@ class Session:
         self.tick()
         self.budgets_version = answer.budgets_version
         now, renew_s = self._clocks.now(), answer.sync_after_ms / 1000
-        for account in answer.accounts:
+        for account in accounts:
             self.wallet.take(account, answer.now, now, renew_s)
         self._heartbeat_s = min(_HEARTBEAT_S, max(_SPACING_S, min(renew_s, self.wallet.renewal_s(now))))
         if self.journal is not None:
-            grants = [(key_of(account.account, account.klass), account.granted) for account in answer.accounts]
+            grants = [(key_of(account.account, account.klass), account.granted) for account in accounts]
             self.journal.acked(answer.seq, grants)
         if before not in {"", answer.epoch} and self._restored is not None:
             self._restored()
-        if any(account.recall for account in answer.accounts):
+        if any(account.recall for account in accounts):
             self._wake.set()
         self._serve()
         return True
@@ -426,7 +428,7 @@ class Session:
             log.warning("the ledger expects message %d, which is not kept; a new session begins", expected)
             self._begin_anew(carry=True)
             return
-        self._outstanding = deque(Sealed(sealed.seq, _rewound(sealed.body)) for sealed in again)
+        self._outstanding = deque(Sealed(sealed.seq, _rewound(sealed.body), retold=True) for sealed in again)
 
     def _begin_anew(self, *, carry: bool) -> None:
         """Begin another session. ``carry``: the ledger never took what is outstanding, so it is told again."""

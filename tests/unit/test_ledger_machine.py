@@ -109,7 +109,8 @@ class Router:
         self.sealed = self.again[0]
 
     def take(self, answer: SyncAnswer) -> None:
-        for told in answer.accounts:
+        # An answer to what is told again is about then: what was given back since must not come to life by it.
+        for told in () if self.again else answer.accounts:
             place = told.account, told.klass
             if told.granted or place in self.purses:
                 window = told.budget.partition("/")[2], told.window.start
@@ -322,7 +323,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._settle(router, router.running.pop(), 100)
             for purse in router.purses.values():
                 purse.returned += purse.free
-            router.seal(self.ledger.now, holdings=tuple(router.told(place) for place in router.purses), close=Close(complete=True))
+            holdings = tuple(router.told(place) for place in router.purses)
+            router.seal(self.ledger.now, holdings=holdings, close=Close(complete=True))
         self._deliver(router, fate)
 
     # --- kills and successors

@@ -124,6 +124,21 @@ async def test_a_ledger_that_lost_messages_is_told_them_again_without_asking() -
         assert {message.session for message in again} == {"s0"}
 
 
+async def test_an_answer_to_what_is_told_again_brings_back_no_money_that_was_given_back_since() -> None:
+    async with desk() as at:
+        assert isinstance(await at.reserve(100), Reservation)
+        (holding,) = at.session.wallet.holdings.values()
+        before = holding.granted
+        then = AccountAnswer(
+            account=holding.account, budget="support/support", namespace="support", window=holding.window, granted=999
+        )
+        at.session._rewind(1)
+        told = at.session._outstanding[0].seq
+        accounts = (then, msgspec.structs.replace(then, account=77))
+        assert at.session._accept(SyncAnswer(epoch="e2", seq=told, now=1, accounts=accounts))
+        assert [one.granted for one in at.session.wallet.holdings.values()] == [before]
+
+
 async def test_a_session_that_the_ledger_closed_is_followed_by_a_new_one_that_holds_nothing() -> None:
     async with desk() as at:
         reservation = await at.reserve(100)
