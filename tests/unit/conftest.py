@@ -5,12 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvloop
-from hypothesis import settings
 
 from tests.fakes.engine import FakeEngine
-
-settings.register_profile("fairlead", deadline=None)  # how long an example takes says what else the machine does
-settings.load_profile("fairlead")
 
 
 def pytest_asyncio_loop_factories(
