@@ -28,6 +28,7 @@ from fairlead_operator.ledger.windows import window_at
 from fairlead_operator.tokens import Identity
 from fairlead_router.contract import (
     Ask,
+    Holding,
     LedgerBudget,
     PutBudgets,
     SyncAnswer,
@@ -353,3 +354,16 @@ class SqliteLedger:
     def close(self) -> None:
         self.engine.dispose()
         self.folder.cleanup()
+
+
+def said(ledger: SqliteLedger, seq: int = 1, **parts: Any) -> SyncAnswer:
+    """What the usual caller's session s1 is answered."""
+    answer = ledger.sync(caller(), SyncRequest(session="s1", seq=seq, **parts))
+    assert isinstance(answer, SyncAnswer)
+    return answer
+
+
+def holding(ledger: SqliteLedger, **changes: Any) -> Holding:
+    """The only one of the ledger as its holder tells it, with changes."""
+    ((account, granted),) = ledger.query("SELECT account_id, granted FROM holding")
+    return Holding(account=account, **{"granted": granted} | changes)

@@ -1,7 +1,6 @@
 """Holdings that a ledger remembers between transactions on a PostgreSQL that others write to as well."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -16,7 +15,7 @@ from fairlead_operator.ledger.store import AgainError, Store
 from fairlead_operator.ledger.together import Said, sync_all
 from fairlead_operator.ledger.transaction import SqlBooks
 from fairlead_router.contract import Ask, Close, Holding, SyncAnswer, SyncRequest
-from tests.builders.ledger import TTL_MS, budget, caller
+from tests.builders.ledger import TTL_MS, budget, caller, holding, said
 from tests.builders.postgres import PostgresLedger
 
 WHO = caller()
@@ -39,17 +38,6 @@ def another(ledger: PostgresLedger) -> Iterator[PostgresLedger]:
     yield found
     found.engine.dispose()
     found.folder.cleanup()
-
-
-def said(ledger: PostgresLedger, seq: int = 1, **parts: Any) -> SyncAnswer:
-    answer = ledger.sync(WHO, SyncRequest(session="s1", seq=seq, **parts))
-    assert isinstance(answer, SyncAnswer)
-    return answer
-
-
-def holding(ledger: PostgresLedger, **changes: Any) -> Holding:
-    ((account, granted),) = ledger.query("SELECT account_id, granted FROM holding")
-    return Holding(account=account, **{"granted": granted} | changes)
 
 
 def remembers(connection: Connection) -> bool:

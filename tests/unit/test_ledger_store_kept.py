@@ -1,7 +1,6 @@
 """Books kept in memory between transactions: believed only where the database shows that nothing else happened."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -9,8 +8,8 @@ from sqlalchemy import Connection
 from fairlead_operator.ledger.kept import MOST, Memory, keep, recall
 from fairlead_operator.ledger.together import Said, sync_all
 from fairlead_operator.ledger.transaction import SqlBooks
-from fairlead_router.contract import Ask, Holding, SyncAnswer, SyncRequest
-from tests.builders.ledger import TTL_MS, SqliteLedger, budget, caller, line
+from fairlead_router.contract import Ask, SyncRequest
+from tests.builders.ledger import TTL_MS, SqliteLedger, budget, caller, holding, line, said
 
 WHO = caller()
 
@@ -24,17 +23,6 @@ def ledger() -> Iterator[SqliteLedger]:
     yield found
     found.engine.dispose()
     found.folder.cleanup()
-
-
-def said(ledger: SqliteLedger, seq: int = 1, **parts: Any) -> SyncAnswer:
-    answer = ledger.sync(WHO, SyncRequest(session="s1", seq=seq, **parts))
-    assert isinstance(answer, SyncAnswer)
-    return answer
-
-
-def holding(ledger: SqliteLedger, **changes: Any) -> Holding:
-    ((account, granted),) = ledger.query("SELECT account_id, granted FROM holding")
-    return Holding(account=account, **{"granted": granted} | changes)
 
 
 def remembered(connection: Connection) -> Memory:

@@ -24,8 +24,6 @@ from tests import cluster_tools
 from tests.bench.operator import real, run
 
 NAME: Final = "bench-operator"
-
-
 REAL_NAME: Final = "bench-real"
 REAL_S: Final = 480.0
 DECIDED_PERCENT: Final = 99.0
