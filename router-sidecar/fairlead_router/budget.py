@@ -81,7 +81,6 @@ class Holding:
     burned: int = 0
     """Charged since ``burn_at``."""
     mean_bound: float = 0.0
-    used_at: float = 0.0
     low: int = 0
     """Below this much free money the holding asks for more."""
     lost: bool = False
@@ -157,6 +156,7 @@ class Purse:
     owed: int = 0
     """Charged by an audit budget before its account was known."""
     used_at: float = 0.0
+    """When a request last asked for its money, whether it got it or not."""
     waiting: int = 0
     first: int = 0
     gone: bool = False
@@ -256,6 +256,7 @@ class Wallet:
         """What is not settled yet, by number; oldest first."""
         self._number = 0
         self._acting: dict[tuple[str, str, str], _Acting] = {}
+        self._renew_at = math.inf
         self.low = False
         """A reservation left a holding with less than it should have at hand; whoever asks the ledger takes it back."""
         self.changed = False
@@ -289,7 +290,7 @@ class Wallet:
                 continue
             short = self._shortage(claim, ledger_ms, now)
             if short is not None:
-                return short
+                return _refused(short, claims, now)
             # Only an audit budget can lack it here; what it charges must go to a purse that is told of.
             told = self.purse(purse.budget, purse.namespace, purse.key, purse.klass) if purse.gone else purse
             pieces.append(Piece(told, holding, 0))
@@ -301,7 +302,6 @@ class Wallet:
                 holding.free -= piece.amount
                 holding.open += 1
                 holding.dirty = True
-                holding.used_at = now
                 holding.mean_bound += _BOUND_WEIGHT * (claim.amount - holding.mean_bound)
                 if holding.free < holding.low:
                     self.low = True
@@ -373,18 +373,23 @@ class Wallet:
             yield self._last_statement(holding)
 
     def _news(self, ledger_ms: int, now: float, *, everything: bool) -> Iterator[contract.Holding]:
-        renewals = 0
+        renewals, untold = 0, math.inf
+        self._renew_at = -math.inf  # so it stays if a message is full before all were looked at
         for holding, demand in self._led(ledger_ms):
-            due = renewals < MAX_RENEWALS and demand.enforced and holding.free > 0 and holding.tell_at - now < _SLACK_S
+            lent = demand.enforced and holding.free > 0
+            due = renewals < MAX_RENEWALS and lent and holding.tell_at - now < _SLACK_S
             renewals += due
-            if not (everything or due or holding.dirty or holding.recall or demand.waiting):
-                continue
-            news, returned = due or holding.dirty or demand.waiting, holding.returned
-            statement = _statement(holding, demand, now)
-            if news or holding.returned != returned or statement.want:
-                # To the end of the row: what does not fit this message comes first in the next one.
-                self.holdings[holding.key] = self.holdings.pop(holding.key)
-                yield statement
+            if everything or due or holding.dirty or holding.recall or demand.waiting:
+                news, returned = due or holding.dirty or demand.waiting, holding.returned
+                statement = _statement(holding, demand, now)
+                if news or holding.returned != returned or statement.want:
+                    # To the end of the row: what does not fit this message comes first in the next one.
+                    self.holdings[holding.key] = self.holdings.pop(holding.key)
+                    yield statement
+                    continue
+            if lent:
+                untold = min(untold, holding.tell_at)
+        self._renew_at = untold
 
     def asks(self, ledger_ms: int, now: float) -> Iterator[Ask]:
         """Accounts that are needed and not known: of this window, or of the next one shortly before it begins."""
@@ -422,9 +427,8 @@ class Wallet:
         holding.tell_at = now + renew_s
 
     def renewal_s(self, now: float) -> float:
-        """After what time a holding must be told of again."""
-        soonest = min((holding.tell_at for holding in self.holdings.values() if holding.free), default=math.inf)
-        return max(RENEW_APART_S, soonest - now)
+        """After what time a holding must be told of again of which the last message told nothing."""
+        return max(RENEW_APART_S, self._renew_at - now)
 
     def _act(self, account: tuple[str, str, str], answer: AccountAnswer, ledger_ms: int) -> None:
         """Keep the actions in force for an account, until its window ends."""
@@ -527,6 +531,18 @@ def _lack(holding: Holding, amount: int, now: float) -> Lack:
     return "Waiting"
 
 
+def _refused(short: Shortage, claims: Sequence[Claim], now: float) -> Shortage:
+    """Every account of a refused request is in use, or it would not be known when the money comes.
+
+    A purse that was let go comes first: nobody is told of it, so waiting for it is in vain.
+    """
+    for claim in claims:
+        if claim.purse.gone:
+            return Shortage(claim.purse, claim.amount, "Unknown")
+        claim.purse.used_at = now
+    return short
+
+
 def _left(shortage: Shortage) -> float:
     """How many such requests the account could still pay for; what nobody told of yet says least."""
     holding = shortage.purse.current
@@ -559,7 +575,7 @@ def _ask(purse: Purse, at: Literal["Now", "Next"], need: int) -> Ask:
 
 
 def _turns_soon(purse: Purse, holding: Holding, ledger_ms: int, now: float) -> bool:
-    if purse.asked_next == holding.window.id or now - holding.used_at > _RECENT_S:
+    if purse.asked_next == holding.window.id or now - purse.used_at > _RECENT_S:
         return False
     length = holding.window.end - holding.window.start
     # Spread over the lead by account, so that not every router asks at the same instant.

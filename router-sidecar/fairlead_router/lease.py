@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from fairlead_router.budget import Claim, Reservation, Shortage, Wallet
+from fairlead_router.budget import Claim, Purse, Reservation, Shortage, Wallet
 from fairlead_router.contract import Close, SyncAnswer, SyncRefusal, SyncRequest, UsageLine
 from fairlead_router.journal import Journal
 from fairlead_router.metering import Row, Spent
@@ -66,6 +66,10 @@ class Waiter:
     tell: Callable[[Outcome], None]
     after: int = 0
     """The message that was sealed last when the wait began."""
+    since_ms: int = 0
+    """The ledger's time then."""
+    anew: bool = False
+    """It waits for the second time, in another window."""
     timer: asyncio.TimerHandle | None = None
     over: bool = False
 
@@ -189,11 +193,15 @@ class Session:
         """Wait for money; ``tell`` is called once, later. ``None``: too many wait already."""
         if len(self._waiters) >= MAX_WAITERS:
             return None
-        waiter = Waiter(claims, tell, self._seq)
+        waiter = Waiter(claims, tell, since_ms=self.ledger_ms())
+        self._line_up(waiter)
+        return waiter
+
+    def _line_up(self, waiter: Waiter) -> None:
+        waiter.after, waiter.over = self._seq, False
         waiter.timer = asyncio.get_running_loop().call_later(BUDGET_WAIT_S, self._time_is_up, waiter)
         self._waiters.append(waiter)
         self._wake.set()
-        return waiter
 
     def cancel(self, waiter: Waiter) -> None:
         """The request waits no longer."""
@@ -482,7 +490,19 @@ class Session:
             # Unless it was answered since the wait began, the ledger may have the money.
             told = self._answered > waiter.after
             outcome = self.wallet.scarcest(waiter.claims, self.ledger_ms(), self._clocks.now()) if told else None
+            if outcome is not None and not waiter.anew and self._turned(outcome.purse, waiter.since_ms):
+                waiter.anew = True
+                self._line_up(waiter)
+                return
         waiter.tell(outcome)
+
+    def _turned(self, purse: Purse, since_ms: int) -> bool:
+        """Whether what was waited for is the money of a window that began meanwhile, which nobody had time to ask for.
+
+        Of a window that nobody told of yet nothing else is known.
+        """
+        holding = purse.live(self.ledger_ms())
+        return holding is None or holding.window.start > since_ms
 
 
 def _amounts(reservation: Reservation) -> tuple[tuple[int, int], ...]:

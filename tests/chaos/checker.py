@@ -25,7 +25,6 @@ AGAIN_S: Final = 3.0
 """So much later a router that failed has asked the ledger again and was answered."""
 EXCUSE_S: Final = 8.0
 """So much later the last of those who waited meanwhile has its answer."""
-SLOW_MS: Final = 1_000.0
 STARVED_S: Final = 2.6
 """Requests wait 2 s for money: one that waited this long met a machine without time, which proves nothing."""
 LENGTHS: Final[dict[str, int]] = {"Minute": 60, "Hour": 3600}
@@ -84,7 +83,7 @@ def check(run: Run) -> Figures:
     _check_usage(run, figures)
     _check_rejections(run, figures)
     _check_errors(run, figures)
-    _check_pace(run, figures)
+    _note_pace(run, figures)
     return figures
 
 
@@ -439,14 +438,11 @@ def _check_errors(run: Run, figures: Figures) -> None:
     figures.delays += [f"{count} times {fault} for no reason" for fault, count in faults.most_common(_SHOWN)]
 
 
-def _check_pace(run: Run, figures: Figures) -> None:
-    """A ledger that takes too long makes routers refuse, which would be excused otherwise."""
+def _note_pace(run: Run, figures: Figures) -> None:
+    """How long ledgers took to answer: how fast the machine is with so many processes, so it fails nothing."""
     took = sorted(run.ledger_s)
-    if not took:
-        return
-    figures.ledger_ms_p50, figures.ledger_ms_p99 = (round(1000 * took[len(took) * p // 100], 1) for p in (50, 99))
-    if figures.ledger_ms_p99 > SLOW_MS:
-        figures.delays.append(f"one in a hundred answers of a ledger took {figures.ledger_ms_p99:g} ms or more")
+    if took:
+        figures.ledger_ms_p50, figures.ledger_ms_p99 = (round(1000 * took[len(took) * p // 100], 1) for p in (50, 99))
 
 
 class Excuses:

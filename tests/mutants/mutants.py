@@ -146,8 +146,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "any one budget admits",
         BUDGET,
-        "            if short is not None:\n                return short\n",
-        "            if short is not None and len(claims) == 1:\n                return short\n",
+        "            if short is not None:\n                return _refused(short, claims, now)\n",
+        "            if short is not None and len(claims) == 1:\n                return _refused(short, claims, now)\n",
         ROUTER,
     ),
     Mutant(

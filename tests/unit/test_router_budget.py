@@ -1,5 +1,6 @@
 """The wallet: reserving from several budgets at once, settling, returning; invariants under any sequence of steps."""
 
+import math
 from typing import Any
 
 import pytest
@@ -129,6 +130,31 @@ def test_the_next_window_is_asked_for_before_the_old_one_ends_and_used_from_its_
     assert purse.live(NOW_MS + DAY) is wallet.holdings[key_of(2, CLASS)]
 
 
+def test_the_next_window_of_an_account_that_only_refused_in_this_one_is_asked_for() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 0)
+    assert isinstance(wallet.reserve([Claim(purse, 1)], NOW_MS, 1000.0), Shortage)
+    assert [ask.at for ask in wallet.asks(NOW_MS + DAY - 20_000, 1001.0)] == ["Next"]
+
+
+def test_a_request_that_is_refused_keeps_all_its_accounts_in_use() -> None:
+    wallet = Wallet()
+    poor, other = granted(wallet, budget(name="poor"), 0), wallet.purse(budget(name="new"), "support", "")
+    assert isinstance(wallet.reserve([Claim(poor, 1), Claim(other, 1)], NOW_MS, 1000.0), Shortage)
+    wallet.forget_idle(NOW_MS, 1001.0)
+    assert (poor.gone, other.gone, wallet.changed) == (False, False, False)
+
+
+def test_a_purse_that_was_let_go_is_named_before_one_that_lacks_money() -> None:
+    wallet = Wallet()
+    poor, gone = granted(wallet, budget(name="poor"), 0), wallet.purse(budget(name="old"), "support", "")
+    poor.used_at = 1000.0
+    wallet.forget_idle(NOW_MS, 1001.0)
+    outcome = wallet.reserve([Claim(poor, 1), Claim(gone, 1)], NOW_MS, 1002.0)
+    assert isinstance(outcome, Shortage)
+    assert (outcome.purse is gone, outcome.lack) == (True, "Unknown")
+
+
 def test_a_recall_gives_back_all_that_is_free_and_keeps_what_is_reserved() -> None:
     wallet = Wallet()
     purse = granted(wallet, budget(), 100, recall=True)
@@ -162,6 +188,7 @@ def idle(wallet: Wallet, config: BudgetConfig, accounts: int = 1, renew_s: float
 def test_free_money_is_told_of_again_without_news_so_that_a_recall_is_heard() -> None:
     wallet = Wallet()
     (purse,) = idle(wallet, budget(per="Caller"), renew_s=2.0)
+    assert list(wallet.statements(NOW_MS, 0.5, everything=False)) == []
     assert wallet.renewal_s(0.5) == 1.5
     assert list(wallet.statements(NOW_MS, 1.5, everything=False)) == []
     (told,) = wallet.statements(NOW_MS, 2.0, everything=False)
@@ -175,15 +202,25 @@ def test_what_an_audit_budget_holds_is_wanted_by_nobody_who_waits() -> None:
     wallet = Wallet()
     idle(wallet, budget(per="Caller", enforcement="Audit"))
     assert list(wallet.statements(NOW_MS, 60.0, everything=False)) == []
+    assert wallet.renewal_s(60.0) == math.inf
 
 
 def test_many_holdings_without_news_are_told_of_in_turn() -> None:
     wallet = Wallet()
     idle(wallet, budget(per="Caller"), 2 * MAX_RENEWALS)
-    assert wallet.renewal_s(60.0) == RENEW_APART_S
     rounds = [[told.account for told in wallet.statements(NOW_MS, 60.0, everything=False)] for _ in range(2)]
     assert [len(accounts) for accounts in rounds] == [MAX_RENEWALS] * 2
     assert sorted(rounds[0] + rounds[1]) == list(range(1, 2 * MAX_RENEWALS + 1))
+    assert wallet.renewal_s(60.0) == RENEW_APART_S
+
+
+def test_what_did_not_fit_a_message_waits_for_no_heartbeat() -> None:
+    wallet = Wallet()
+    for purse in idle(wallet, budget(per="Caller", enforcement="Audit"), MAX_STATEMENTS + 1):
+        assert purse.current is not None
+        purse.current.dirty = True
+    assert len(list(wallet.statements(NOW_MS, 0.0, everything=False))) == MAX_STATEMENTS
+    assert wallet.renewal_s(0.0) == RENEW_APART_S
 
 
 def test_of_the_budgets_that_lack_money_the_one_with_least_is_named() -> None:

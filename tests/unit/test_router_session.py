@@ -282,6 +282,55 @@ async def test_a_wait_that_ends_names_the_budget_whose_account_has_least() -> No
         assert [outcome.purse.label for outcome in told if isinstance(outcome, Shortage)] == ["support/poor"]
 
 
+@contextlib.asynccontextmanager
+async def waiting_at_the_turn() -> AsyncIterator[tuple[Desk, Waiter, list[Outcome], Window]]:
+    """A request that waited until shortly after its window ended, heard by the ledger; what it was told; the window."""
+    async with desk() as at:
+        await until(lambda: at.session._answered, "the first answer")
+        await hush()
+        session, told = at.session, list[Outcome]()
+        purse, ledger_ms = session.wallet.purse(budget(), "support", ""), session.ledger_ms()
+        window = Window(id=1, start=ledger_ms - 30_000, end=ledger_ms + 30_000)
+        session.wallet.take(answer_of(window), ledger_ms, 0.0)
+        waiter = session.wait([Claim(purse, 10)], told.append)
+        assert waiter is not None
+        session._ledger_ms += 60_000
+        session._answered = session._seq = waiter.after + 1
+        session._time_is_up(waiter)
+        yield at, waiter, told, window
+        session.cancel(waiter)
+
+
+def answer_of(window: Window, granted: int = 0) -> AccountAnswer:
+    return AccountAnswer(
+        account=window.id, budget="support/support", namespace="support", window=window, granted=granted, limit=100
+    )
+
+
+async def test_a_request_that_waits_while_its_window_ends_is_served_from_the_next_one() -> None:
+    async with waiting_at_the_turn() as (at, _, told, window):
+        assert told == []
+        following = Window(id=2, start=window.end, end=window.end + 60_000)
+        at.session.wallet.take(answer_of(following, 10), at.session.ledger_ms(), 0.0)
+        at.session._serve()
+        assert [type(outcome) for outcome in told] == [Reservation]
+
+
+async def test_a_request_waits_anew_once() -> None:
+    async with waiting_at_the_turn() as (at, waiter, told, window):
+        following = Window(id=2, start=window.end, end=window.end + 60_000)
+        at.session.wallet.take(answer_of(following), at.session.ledger_ms(), 0.0)
+        at.session._answered = waiter.after + 1
+        at.session._time_is_up(waiter)
+        assert [outcome.lack for outcome in told if isinstance(outcome, Shortage)] == ["Waiting"]
+
+
+async def test_a_request_that_waits_anew_and_hears_nothing_is_not_told_of_the_window_before() -> None:
+    async with waiting_at_the_turn() as (at, waiter, told, _):
+        at.session._time_is_up(waiter)
+        assert told == [None]
+
+
 async def test_free_money_is_told_of_as_often_as_the_ledger_wants_while_nothing_happens() -> None:
     async with desk() as at:
         ledger = at.network.ledger.sync
