@@ -110,6 +110,14 @@ async def test_another_account_or_window_does_not_wait_for_the_minute() -> None:
     assert desk.ledger.asked[-1][3]["namespace"] == "search"
 
 
+async def test_a_window_of_a_minute_is_forecast_every_five_seconds() -> None:
+    desk = Desk(SUPPORT)
+    desk.stands(window=Window(id=4, start=NOW, end=NOW + 60_000))
+    for _ in range(10):
+        await desk.round(1)
+    assert len(desk.ledger.asked) == 2
+
+
 async def test_many_budgets_are_read_some_at_a_time_and_all_within_the_minute() -> None:
     desk = Desk(*(make_budget(f"b{number}", "support") for number in range(3 * PER_ROUND)))
     for _ in range(3):

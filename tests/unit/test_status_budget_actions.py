@@ -188,6 +188,11 @@ def test_a_forecast_of_another_window_is_not_shown() -> None:
     assert condition(status, "ForecastWithinBudget")[:2] == ("Unknown", "NoForecast")
 
 
+def test_what_was_spent_since_the_forecast_was_made_raises_it() -> None:
+    status = costbudget_status(view(stood(1200 * USD), outlook=ahead(1000 * USD)), {}, NOW)
+    assert status["forecast"] == {"atWindowEnd": "1200.00", "low": "1200.00", "high": "1200.00"}
+
+
 def test_a_new_leader_keeps_the_forecast_of_this_window_until_it_has_its_own() -> None:
     status = costbudget_status(view(outlook=ahead(3600 * USD)), {}, NOW)
     taken = costbudget_status(view(), status, NOW)

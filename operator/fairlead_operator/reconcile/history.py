@@ -15,6 +15,8 @@ from fairlead_operator.reconcile.books import Books
 from fairlead_router.contract import LedgerBudget
 
 EVERY_MS = 60_000
+PER_WINDOW = 12
+"""A window is forecast at least so often, that of a minute every 5 s."""
 PER_ROUND = 8
 """Budgets whose history is read in one round, at once: more wait for the next round, whoever waited longest first."""
 AGAIN_MS = 2 * HOUR_MS
@@ -57,13 +59,14 @@ class Histories:
                 raise error
 
     def _due(self, key: str, scope: Scope) -> _Known | None:
-        """What is known of a budget, if it is time to read on: after a minute, in a new window, of another account."""
-        end, known = self._books.spend[key].window.end, self._known.get(key)
+        """What is known of a budget, if it is time to read on: after a while, in a new window, of another account."""
+        window, known = self._books.spend[key].window, self._known.get(key)
+        end, while_ms = window.end, min(EVERY_MS, (window.end - window.start) // PER_WINDOW)
         if known is None or known.scope != scope:
             known = self._known[key] = _Known(scope, end)
         if known.window_end != end:
             known.window_end, known.read_ms = end, 0
-        return known if self._clock.now_ms() - known.read_ms >= EVERY_MS else None
+        return known if self._clock.now_ms() - known.read_ms >= while_ms else None
 
     def _scope(self, key: str, budget: LedgerBudget) -> Scope | None:
         snapshot, spend = self._cluster.snapshot(), self._books.spend.get(key)

@@ -1,7 +1,7 @@
 """CostBudget's status."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fairlead_operator.api.v1alpha1 import BudgetCondition, CostBudget, Reason
@@ -199,9 +199,13 @@ def _same_window(view: BudgetView, old: Mapping[str, Any]) -> bool:
 
 
 def _outlook(view: BudgetView) -> Outlook | None:
-    """The forecast, unless it was made for another window."""
+    """The forecast, unless it was made for another window; what was spent since it was made raises it."""
     ahead, spend = view.outlook, view.spend
-    return ahead if ahead is not None and spend is not None and ahead.window_end == spend.window.end else None
+    if ahead is None or spend is None or ahead.window_end != spend.window.end:
+        return None
+    spent = _spent(_fullest(spend)) + view.idle
+    at_end, low, high = (max(spent, one) for one in (ahead.at_end, ahead.low, ahead.high))
+    return replace(ahead, at_end=at_end, low=low, high=high)
 
 
 def price_known_finding(view: BudgetView) -> Finding:
