@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from fairlead_router.policy import build_index
 from tests.bench.isolation import engine, fleet, load
-from tests.bench.isolation.__main__ import Outcome, Scenario, figures, quantile, scenarios
+from tests.bench.isolation.__main__ import Outcome, Scenario, figures, scenarios
 from tests.bench.isolation.engine import Engine, Scheduler, Sequence
 from tests.bench.isolation.fleet import LONG_POOL
+from tests.bench.quantiles import quantile
 
 LONG = 100_000
 

@@ -22,6 +22,7 @@ import uvloop
 
 from tests.bench.isolation import engine, fleet, load
 from tests.bench.isolation.fleet import LONG_POOL, Pool
+from tests.bench.quantiles import quantile
 
 WARM_UP_S: Final = 5.0
 VLLM_SCALE: Final = 12
@@ -120,12 +121,6 @@ def once(
     with fleet.router(scenario.pools, ports, work) as port:
         seen = uvloop.run(load.run(port, planned))
     return [one for one in seen if one.at >= WARM_UP_S]
-
-
-def quantile(values: Sequence[float], percent: int) -> float:
-    """Nearest rank; 0 without values."""
-    ordered = sorted(values)
-    return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0.0
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from tests.bench.quantiles import quantile
+
 ROUND_S: Final = 5.0
 """How often every pool is to be decided."""
 MS: Final = 1000
@@ -38,12 +40,6 @@ class Usage:
 def read(lines: Iterable[str]) -> list[Timed]:
     """What was timed; a line that is not whole yet is left out."""
     return [Timed(*msgspec.json.decode(line)) for line in lines if line.endswith("\n")]
-
-
-def quantile(values: Sequence[float], percent: int) -> float:
-    """Nearest rank; 0 without values."""
-    ordered = sorted(values)
-    return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0.0
 
 
 def times_ms(timed: Iterable[Timed]) -> dict[str, dict[str, float]]:

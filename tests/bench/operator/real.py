@@ -21,7 +21,7 @@ from fairlead_operator.reconcile.configuration import COLD_START
 from hack.demo import fleet, platform
 from hack.demo.kube import Kube
 from hack.demo.progress import Progress, wait_for
-from tests.bench.operator.figures import quantile
+from tests.bench.quantiles import quantile
 from tests.cluster_tools import Cluster
 from tests.e2e.lifecycle.scene import address
 from tests.e2e.lifecycle.watch import proxy
