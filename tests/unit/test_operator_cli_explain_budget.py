@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead_operator.api.v1alpha1 import CostBudget
-from fairlead_operator.cli.explain_budget_text import HOUR_MS, Known, Usage, explain_budget, troubles
+from fairlead_operator.cli.explain_budget_facts import HOUR_MS, Known, Usage, troubles
+from fairlead_operator.cli.explain_budget_json import explanation_json
+from fairlead_operator.cli.explain_budget_text import explain_budget
 from fairlead_operator.cli.main import main
 from fairlead_operator.decide.outlook import Outlook
 from fairlead_operator.status.costbudget import BudgetView, costbudget_status
@@ -135,6 +137,22 @@ def test_what_is_printed_is_as_recorded(name: str) -> None:
     assert_golden(f"explain/budget-{name}.txt", text(CASES[name], silence))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_document_is_as_recorded(name: str) -> None:
+    silence = "no answer from http://127.0.0.1:8080." if name.endswith("without-the-ledger") else ""
+    document = json.loads(explanation_json(CASES[name], silence))
+    assert_golden(f"explain/budget-{name}.json", json.dumps(document, indent=1) + "\n")
+
+
+def test_a_document_of_a_window_that_is_over_foretells_nothing() -> None:
+    document = json.loads(explanation_json(Known(CASES["month"].budget, MONTH.end + 1)))
+    assert document["look"][0] == "These are the last figures of 2026-11, which is over. Is the operator up?"
+    assert document["parts"]["spent"] == 194_220 * CENT
+    assert [name for name, value in document.items() if value is None] == [
+        "silence", "burn_per_hour", "forecast", "steps", "accounts", "shares", "helps",
+    ]  # fmt: skip
+
+
 def test_the_guide_shows_what_is_printed() -> None:
     lines = [line for line in explain_budget(CASES["month"]) if "LOOK" not in line]
     assert "\n".join(lines) in (ROOT / "docs/how-to/set-a-budget.md").read_text(encoding="utf-8")
@@ -195,6 +213,10 @@ def test_the_parts_of_the_limit_add_up_in_print(
     settled, unknown, spent, held, free, whole = map(Decimal, re.findall(r"(-?\d+\.\d+)", line))
     assert settled + unknown == spent
     assert spent + held + free == whole
+    document = json.loads(explanation_json(found if heard else unheard(found)))
+    parts = document["parts"]
+    assert parts["settled"] + parts["unreconciled"] == parts["spent"] == spent * USD
+    assert parts["spent"] + parts["leased" if heard else "reserved"] + parts["free"] == document["limit"]
 
 
 @settings(deadline=None)
@@ -337,6 +359,12 @@ def test_a_budget_that_holds_requests_back_is_status_1(
     Ledger.told = SpendList(budgets=(told,))
     assert ask(served, "support", *options) == 1
     assert "Pace          in force: admits 1.00 USD/h" in capsys.readouterr().out
+    assert ask(served, "support", "-o", "json", *options) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert [(step["action"], step["state"], step["per_hour"]) for step in document["steps"]] == [
+        ("Alert", "Done", None), ("Pace", "InForce", USD), ("Reject", "HeldByPace", None),
+    ]  # fmt: skip
+    assert document["shares"]["rows"] == [{"name": "chat", "amount": USD}]
 
 
 def test_without_the_ledger_the_status_is_told_and_that_is_not_shown_as_fine(

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from fairlead_operator.api.v1alpha1 import CostBudget
 from fairlead_operator.cli.ask import DAY_MS, FINE, LOOK, UsageError, add_ledger, ledger, trouble
-from fairlead_operator.cli.explain_budget_text import HOUR_MS, QUIET, Known, Usage, explain_budget, troubles
+from fairlead_operator.cli.explain_budget_facts import HOUR_MS, QUIET, Known, Usage, troubles
+from fairlead_operator.cli.explain_budget_json import explanation_json
+from fairlead_operator.cli.explain_budget_text import explain_budget
 from fairlead_operator.cli.key import add_cluster
 from fairlead_operator.cli.simulate import amount_of
 from fairlead_operator.decide.outlook import Scope, covers, points_of, scope_of
@@ -47,6 +49,7 @@ def add_parser(what: "argparse._SubParsersAction[argparse.ArgumentParser]", envi
     text = "what is left of a budget, who spent it, what it will do and when"
     budget = what.add_parser("budget", help=text, description=__doc__)
     budget.add_argument("name", help="name of the CostBudget")
+    budget.add_argument("-o", "--output", choices=["table", "json"], default="table", help="table (default), or json")
     add_cluster(budget)
     add_ledger(budget, environment)
 
@@ -67,7 +70,9 @@ async def answer(api: Api, namespace: str, options: argparse.Namespace) -> tuple
         answers.silence = f"{text}. {UNTOLD}"
     known = Known(_as_of_now(raw, budget, answers), answers.now, answers.spend, answers.usage)
     look = bool(troubles(budget)) or known.budget.status.active_action not in {None, *QUIET} or known.left <= 0
-    return "\n".join(explain_budget(known, answers.silence)), max(answers.status, LOOK if look else FINE)
+    silence, as_json = answers.silence, options.output == "json"
+    text = explanation_json(known, silence) if as_json else "\n".join(explain_budget(known, silence))
+    return text, max(answers.status, LOOK if look else FINE)
 
 
 def _as_of_now(raw: Object, budget: CostBudget, answers: Answers) -> CostBudget:
