@@ -72,8 +72,10 @@ class Holding:
     verdict_at: float = -math.inf
     tell_at: float = -math.inf
     """When it must be told of again, news or not, if money is free."""
+    asked: int = 0
+    """The smallest amount that was asked for last."""
     judged: int = 0
-    """The smallest amount that the verdict is about."""
+    """The smallest amount that the verdict is about: what was asked for when it was given."""
     retry_after_ms: int = 0
     pace_per_hour: int = 0
     burn: float = 0.0
@@ -257,8 +259,9 @@ class Wallet:
         self._number = 0
         self._acting: dict[tuple[str, str, str], _Acting] = {}
         self._renew_at = math.inf
-        self.low = False
-        """A reservation left a holding with less than it should have at hand; whoever asks the ledger takes it back."""
+        self.urgent = False
+        """A holding has less than it should have at hand, or has free what was recalled; whoever tells the ledger takes
+        it back."""
         self.changed = False
         """A purse was let go, or other actions are in force: whoever drops what was prepared takes it back."""
 
@@ -304,7 +307,7 @@ class Wallet:
                 holding.dirty = True
                 holding.mean_bound += _BOUND_WEIGHT * (claim.amount - holding.mean_bound)
                 if holding.free < holding.low:
-                    self.low = True
+                    self.urgent = True
         number = self._number = self._number + 1
         reservation = self.open[number] = Reservation(pieces, number, now)
         return reservation
@@ -340,8 +343,11 @@ class Wallet:
         reservation.settled, reservation.holder = True, None
         del self.open[reservation.number]
         for piece, charge in zip(reservation.pieces, charges, strict=True):
-            if piece.holding is not None:
-                piece.unbacked = piece.holding.charge(piece.amount, charge)
+            holding = piece.holding
+            if holding is not None:
+                piece.unbacked = holding.charge(piece.amount, charge)
+                if holding.recall and holding.free:
+                    self.urgent = True
             else:
                 piece.purse.owed += charge
 
@@ -357,7 +363,7 @@ class Wallet:
         return Shortage(purse, claim.amount, _lack(holding, claim.amount, now), holding.retry_after_ms)
 
     def scarcest(self, claims: Iterable[Claim], ledger_ms: int, now: float) -> Shortage | None:
-        """Of the budgets that lack money here, the one whose account had least for the request when last told of."""
+        """Of the budgets that lack money here, the one whose account has least unspent for the request."""
         short = [lack for claim in claims if (lack := self._shortage(claim, ledger_ms, now)) is not None]
         return min(short, key=_left, default=None)
 
@@ -419,7 +425,7 @@ class Wallet:
         if holding is None:
             if purse is None or answer.window.end <= ledger_ms:
                 return
-            holding = Holding(answer.account, answer.window, answer.klass, judged=purse.first)
+            holding = Holding(answer.account, answer.window, answer.klass, asked=purse.first)
             self.holdings[holding.key] = holding
         if purse is not None:
             _attach(purse, holding, ledger_ms)
@@ -429,6 +435,11 @@ class Wallet:
     def renewal_s(self, now: float) -> float:
         """After what time a holding must be told of again of which the last message told nothing."""
         return max(RENEW_APART_S, self._renew_at - now)
+
+    def recalled(self, answer: AccountAnswer) -> bool:
+        """Whether an answer calls back what is free here."""
+        holding = self.holdings.get(key_of(answer.account, answer.klass)) if answer.recall else None
+        return holding is not None and holding.free > 0
 
     def _act(self, account: tuple[str, str, str], answer: AccountAnswer, ledger_ms: int) -> None:
         """Keep the actions in force for an account, until its window ends."""
@@ -544,9 +555,12 @@ def _refused(short: Shortage, claims: Sequence[Claim], now: float) -> Shortage:
 
 
 def _left(shortage: Shortage) -> float:
-    """How many such requests the account could still pay for; what nobody told of yet says least."""
+    """How many such requests the account could pay for from what is not spent; what nobody told of yet says least.
+
+    What is spent does not come back. What is leased may lie with requests that wait for another budget's money.
+    """
     holding = shortage.purse.current
-    return holding.available / shortage.amount if holding is not None else math.inf
+    return holding.remaining() / shortage.amount if holding is not None else math.inf
 
 
 def _statement(holding: Holding, demand: _Demand, now: float) -> contract.Holding:
@@ -600,12 +614,12 @@ def _update(holding: Holding, answer: AccountAnswer, now: float) -> None:
     holding.available, holding.holders = answer.available, answer.holders
     holding.charged_at_answer = holding.charged
     holding.retry_after_ms, holding.pace_per_hour = answer.retry_after_ms, answer.pace_per_hour
-    holding.verdict, holding.verdict_at = answer.verdict, now
+    holding.verdict, holding.verdict_at, holding.judged = answer.verdict, now, holding.asked
 
 
 def _stated(holding: Holding, *, want: int = 0, need: int = 0, first: int = 0, final: bool = False) -> contract.Holding:
     holding.dirty = False
-    holding.judged = first or holding.judged
+    holding.asked = first or holding.asked
     return contract.Holding(
         account=holding.account,
         klass=holding.klass,

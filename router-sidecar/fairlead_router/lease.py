@@ -177,8 +177,8 @@ class Session:
             return None if not self.reachable() else Shortage(claims[0].purse, claims[0].amount, "Unknown")
         ledger_ms = self._ledger_ms + int((boot - self._answered_boot) * 1000) if self._ledger_ms else 0
         outcome: Outcome = self.wallet.reserve(claims, ledger_ms, now)
-        if self.wallet.low:
-            self.wallet.low = False
+        if self.wallet.urgent:
+            self.wallet.urgent = False
             self._wake.set()
         journal = self.journal
         if journal is not None and type(outcome) is Reservation:
@@ -243,6 +243,9 @@ class Session:
             self.journal.settled(reservation, charges, row, at_ms, spent)
         if self._waiters:
             self._serve()
+        if self.wallet.urgent:
+            self.wallet.urgent = False
+            self._wake.set()
 
     def sweep(self, older_than_s: float) -> int:
         """Settle at their bounds old reservations whose requests ended without doing so; how many."""
@@ -422,9 +425,9 @@ class Session:
             self.journal.acked(answer.seq, grants)
         if before not in {"", answer.epoch} and self._restored is not None:
             self._restored()
-        if any(account.recall for account in accounts):
-            self._wake.set()
         self._serve()
+        if any(self.wallet.recalled(account) for account in accounts):
+            self._wake.set()
         return True
 
     def _rewind(self, expected: int) -> None:

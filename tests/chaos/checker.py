@@ -56,6 +56,8 @@ class Figures:
     judged_rejections: int = 0
     false_rejections: int = 0
     held_back: int = 0
+    misnamed: int = 0
+    """One of their budgets lacked the money, but the answer named another one, which had it."""
     blind_rejections: int = 0
     left_at_first_percent: float = 0.0
     """Of a window's limit: neither spent nor reserved when it first refused, in the middle of all windows that did."""
@@ -349,9 +351,12 @@ def _bound(covered: Covered, asked: Asked) -> int:
 
 
 def _check_rejections(run: Run, figures: Figures) -> None:
-    """Whom a budget refused although its money was there: at that instant, and for longer than it takes to fetch it."""
-    courses, stuck = _courses(run), _stuck(run)
-    excuses = Excuses([*run.excuses, *run.unheard, *run.starved])
+    """Whom budgets refused although the money was there: at that instant, and for longer than it takes to fetch it.
+
+    It is there if every budget of the request has it. Which lease a ledger waits for that will never come back, since
+    its router is gone, nobody knows before the session is lost; so the wrong one of two budgets may be named.
+    """
+    rooms, excuses = Rooms(run), Excuses([*run.excuses, *run.unheard, *run.starved])
     unheard, starved = Excuses(run.unheard), Excuses(run.starved)
     left: dict[tuple[Key, int], float] = {}
     for asked, covered, key in sorted(_refused(run, figures), key=lambda found: found[0].done):
@@ -360,19 +365,61 @@ def _check_rejections(run: Run, figures: Figures) -> None:
         if excuses.of(asked, AGAIN_S) or not _can_judge(run.clocks, covered, asked):
             continue
         figures.judged_rejections += 1
-        place = key, _start(covered, asked)
-        limit, course = _lowest(run.limits, covered.label, asked.sent, asked.done), courses.get(place, NOTHING)
-        room = limit - stuck.get(place, NOTHING).most(asked.sent - LONG_S, asked.done + LONG_S)
-        left.setdefault(place, max(0.0, 100 * (room - course.most(asked.done, asked.done)) / limit))
-        room -= _bound(covered, asked)
-        figures.false_rejections += course.most(asked.done, asked.done) <= room
-        figures.held_back += course.most(asked.done - LONG_S, asked.done) <= room
+        named, done = rooms.of(asked, covered, key), asked.done
+        others = [rooms.of(asked, *other) for other in _followed(run.covered, asked) if other[1] != key]
+        left.setdefault((key, _start(covered, asked)), named.left_percent(done))
+        figures.false_rejections += all(room.has(done, done) for room in (named, *others))
+        if named.has(done - LONG_S, done):
+            everywhere = all(room.has(done - LONG_S, done) for room in others)
+            figures.held_back += everywhere
+            figures.misnamed += not everywhere
     figures.left_at_first_percent = round(median(left.values()), 3) if left else 0.0
     figures.false_rejection_percent = round(100 * figures.false_rejections / max(1, figures.judged_rejections), 3)
     if figures.blind_rejections:
         figures.problems.append(f"{figures.blind_rejections} were told 429 though the ledger told nothing of it")
     if figures.held_back:
         figures.delays.append(f"{figures.held_back} were refused although the money was there for {LONG_S:g} s")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one account's window had for a request; ``open`` is the limit less what is stuck."""
+
+    course: Course
+    limit: int
+    open: int
+    bound: int
+
+    def has(self, begin: float, end: float) -> bool:
+        """Whether the request would have fitted all this time."""
+        return self.course.most(begin, end) <= self.open - self.bound
+
+    def left_percent(self, at: float) -> float:
+        """Of the limit: neither spent nor reserved nor stuck."""
+        return max(0.0, 100 * (self.open - self.course.most(at, at)) / self.limit)
+
+
+class Rooms:
+    """What accounts had for requests at the time of their refusals."""
+
+    def __init__(self, run: Run) -> None:
+        self._limits = run.limits
+        self._courses, self._stuck = _courses(run), _stuck(run)
+
+    def of(self, asked: Asked, covered: Covered, key: Key) -> Room:
+        """The room of an account that covers a request, in the window in which it was refused."""
+        place = key, _start(covered, asked)
+        limit = _lowest(self._limits, covered.label, asked.sent, asked.done)
+        stuck = self._stuck.get(place, NOTHING).most(asked.sent - LONG_S, asked.done + LONG_S)
+        return Room(self._courses.get(place, NOTHING), limit, limit - stuck, _bound(covered, asked))
+
+
+def _followed(covered: Iterable[Covered], asked: Asked) -> Iterator[tuple[Covered, Key]]:
+    """The budgets that may refuse a request, with its accounts; money of workflows is not followed over time."""
+    for one in covered:
+        account = one.account(asked) if one.enforcement == "Enforce" and one.per != "Workflow" else None
+        if account is not None:
+            yield one, (one.label, *account)
 
 
 def _refused(run: Run, figures: Figures) -> Iterator[tuple[Asked, Covered, Key]]:
@@ -418,8 +465,8 @@ def _stuck(run: Run) -> dict[tuple[Key, int], Course]:
 
 
 def _lowest(limits: Iterable[Limit], budget: str, begin: float, end: float) -> int:
-    """The lowest limit in force shortly before and in a time."""
-    begin -= LONG_S + EDGE_S
+    """The lowest limit in force shortly before and in a time; an increase ends before its end is written down."""
+    begin, end = begin - LONG_S - EDGE_S, end + EDGE_S
     return min(one.amount for one in limits if one.budget == budget and one.at <= end and begin <= one.until)
 
 

@@ -250,6 +250,20 @@ def test_a_refusal_just_after_money_was_released_is_false_but_not_held_back() ->
     assert (figures.false_rejections, figures.held_back) == (1, 0)
 
 
+def test_a_refusal_is_right_if_another_budget_of_the_request_lacked_the_money_and_misnamed() -> None:
+    own = Covered("team/callers", "USD", "Caller", "Hour", ("team",))
+    for limit, found in ((180 + BOUND, (1, 1, 0)), (180 + BOUND - 1, (0, 0, 1))):
+        run = with_refusal(refused())
+        limits = [*run.limits, Limit(own.label, START - 100, float("inf"), limit)]
+        figures = check(replace(run, covered=(HOUR, own, AUDIT), limits=limits))
+        assert (figures.false_rejections, figures.held_back, figures.misnamed) == found
+
+
+def test_an_increase_that_ended_just_before_its_end_was_written_down_is_over() -> None:
+    limits = [Limit(HOUR.label, START, START + 1_200.4, LIMIT), Limit(HOUR.label, START + 1_200.3, float("inf"), 200)]
+    assert check(with_refusal(refused(), limits=limits)).false_rejections == 0
+
+
 def test_money_of_the_dead_is_not_there() -> None:
     stuck = Stuck(START + 1_199, HOUR.label, "", "", START + 3_600, 800)
     assert check(replace(with_refusal(refused()), stuck=[stuck])).false_rejections == 0

@@ -158,6 +158,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ROUTER,
     ),
     Mutant(
+        "what a request leaves of recalled money stays",
+        BUDGET,
+        "                if holding.recall and holding.free:\n",
+        "                if False:\n",
+        ROUTER,
+    ),
+    Mutant(
         "more is given back than is free",
         BUDGET,
         "holding.give_back(holding.free - target)",

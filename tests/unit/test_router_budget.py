@@ -163,6 +163,18 @@ def test_a_recall_gives_back_all_that_is_free_and_keeps_what_is_reserved() -> No
     assert (told.returned, told.reserved) == (70, 30)
 
 
+def test_what_a_request_leaves_of_recalled_money_is_told_at_once() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 100, recall=True)
+    kept = granted(wallet, budget(name="kept"), 100, account=2)
+    outcomes = [wallet.reserve([Claim(one, 30)], NOW_MS, 0.0) for one in (purse, kept)]
+    for outcome, recalled in zip(outcomes, (True, False), strict=True):
+        assert isinstance(outcome, Reservation)
+        wallet.urgent = False
+        wallet.settle(outcome, [10])
+        assert wallet.urgent == recalled
+
+
 def idle(wallet: Wallet, config: BudgetConfig, accounts: int = 1, renew_s: float = 1.0) -> list[Purse]:
     """Purses with free money that nothing happened to since they were told of."""
     purses = []
@@ -225,8 +237,8 @@ def test_what_did_not_fit_a_message_waits_for_no_heartbeat() -> None:
 
 def test_of_the_budgets_that_lack_money_the_one_with_least_is_named() -> None:
     wallet = Wallet()
-    rich = granted(wallet, budget(name="rich"), 0, available=1_000)
-    poor = granted(wallet, budget(name="poor"), 0, account=2, available=9)
+    rich = granted(wallet, budget(name="rich"), 0, limit=1_000, used=900, available=1)
+    poor = granted(wallet, budget(name="poor"), 0, account=2, limit=1_000, used=991, available=9)
     new, served = wallet.purse(budget(name="new"), "support", ""), granted(wallet, budget(name="served"), 50, account=3)
     named = wallet.scarcest([Claim(purse, 10) for purse in (new, rich, poor, served)], NOW_MS, 0.0)
     assert named is not None
@@ -250,6 +262,19 @@ def test_a_budget_that_counts_in_other_windows_asks_again() -> None:
     assert purse.current is None
     (told,) = wallet.statements(NOW_MS, 0.0, everything=True)
     assert told.final
+
+
+def test_a_verdict_is_about_what_was_asked_for_before_it_and_not_about_what_is_being_asked_for() -> None:
+    wallet = Wallet()
+    purse = granted(wallet, budget(), 0, limit=100)
+    for amount, lack in ((10, "Exhausted"), (3, "Waiting")):
+        purse.waiting = purse.first = amount
+        assert [told.first for told in wallet.statements(NOW_MS, 0.0, everything=False)] == [amount]
+        if lack == "Exhausted":
+            granted(wallet, budget(), 0, limit=100, verdict="Exhausted")
+        outcome = wallet.reserve([Claim(purse, amount)], NOW_MS, 0.1)
+        assert isinstance(outcome, Shortage)
+        assert outcome.lack == lack
 
 
 def test_a_fresh_verdict_refuses_what_it_was_about_and_nothing_smaller() -> None:

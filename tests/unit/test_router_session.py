@@ -270,11 +270,11 @@ async def test_a_wait_that_ends_names_the_budget_whose_account_has_least() -> No
         await until(lambda: at.session._answered, "the first answer")
         wallet, claims = at.session.wallet, []
         window = Window(id=1, start=0, end=1 << 60)
-        for account, (name, available) in enumerate({"rich": 1_000, "poor": 1}.items(), 1):
+        for account, (name, used) in enumerate({"rich": 900, "poor": 991}.items(), 1):
             claims.append(Claim(wallet.purse(budget(name=name), "support", ""), 10))
             label = f"support/{name}"
             answer = AccountAnswer(
-                account=account, budget=label, namespace="support", window=window, granted=0, available=available
+                account=account, budget=label, namespace="support", window=window, granted=0, limit=1_000, used=used
             )
             wallet.take(answer, 1, 0.0)
         told: list[Outcome] = []
@@ -347,6 +347,38 @@ async def test_free_money_is_told_of_as_often_as_the_ledger_wants_while_nothing_
         before = len(at.network.applied)
         await until(lambda: len(at.network.applied) > before + 4, "messages of a session that nobody uses")
         assert all(message.holdings for message in at.network.applied[before + 1 :])
+
+
+class Recalling:
+    """A ledger that recalls whatever it is told of, and meanwhile grants only what requests wait for."""
+
+    def __init__(self, ledger: LocalLease) -> None:
+        self._ledger = ledger
+
+    async def sync(self, body: bytes) -> tuple[int, bytes]:
+        message = msgspec.json.decode(body, type=SyncRequest)
+        holdings = tuple(msgspec.structs.replace(holding, want=holding.need) for holding in message.holdings)
+        status, body = await self._ledger.sync(msgspec.json.encode(msgspec.structs.replace(message, holdings=holdings)))
+        answer = msgspec.json.decode(body, type=SyncAnswer)
+        accounts = tuple(msgspec.structs.replace(account, recall=True) for account in answer.accounts)
+        return status, msgspec.json.encode(msgspec.structs.replace(answer, accounts=accounts))
+
+
+async def test_a_recall_is_answered_once_for_what_is_free_and_once_for_what_a_request_leaves() -> None:
+    async with desk() as at:
+        at.network.ledger = Recalling(at.network.ledger)  # type: ignore[assignment]
+        outcome = await at.reserve(100)
+        assert isinstance(outcome, Reservation)
+        count = len(at.network.applied)
+        await asyncio.sleep(0.3)
+        assert len(at.network.applied) <= count + 2
+        at.session.settle(outcome, [40])
+        count = len(at.network.applied)
+        await until(lambda: len(at.network.applied) > count, "the message that gives back the rest")
+        (told,) = at.network.applied[count].holdings
+        assert (told.charged, told.returned) == (40, told.granted - 40)
+        await asyncio.sleep(0.3)
+        assert len(at.network.applied) <= count + 2
 
 
 async def test_a_goodbye_is_said_again_until_it_is_heard() -> None:
