@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fairlead_operator.render.router_config import Compiled, CompiledEndpoints, version_of
-from fairlead_router.contract import BudgetConfig, ConfigAnswer, Endpoints, PolicyConfig, RouterConfig
+from fairlead_router.contract import BudgetConfig, ConfigAnswer, Endpoints, PolicyConfig, RouterConfig, Signals
 
 ALL = ""
 """The scope of platform routers; every other scope is the namespace of a team."""
@@ -88,6 +88,16 @@ class ConfigFeed:
     def config(self) -> RouterConfig | None:
         """The whole configuration, if there is one yet."""
         return None if self._everything is None else self._everything[0].config
+
+    def present(self, router: str) -> Signals:
+        """What a router, namespace/name, would report if it asked now; there is a configuration."""
+        scope = self._scope(router.partition("/")[0])
+        return Signals(
+            router=router,
+            config_version=scope.compiled.version,
+            endpoints_version=scope.endpoints.version,
+            budgets_version=self._budgets_version,
+        )
 
     def knows_policy(self, namespace: str, version: str, key: str) -> bool:
         """Whether a router in this namespace with this version has the policy as it is now."""

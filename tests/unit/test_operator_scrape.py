@@ -113,3 +113,12 @@ async def test_a_refused_connection_hurts_no_other(fleet: Fleet) -> None:
     await fleet.scraper.round([Target("ns/dead", "127.0.0.2"), TARGET])
     assert set(fleet.scraper.reports) <= {"ns/r1", "ns/dead"}
     assert "ns/r1" in fleet.scraper.reports
+
+
+async def test_a_router_counts_as_asked_once_the_round_has_ended_whether_or_not_it_answers(fleet: Fleet) -> None:
+    fleet.answer = lambda _: 503
+    assert fleet.scraper.asked == frozenset()
+    await fleet.scraper.round([TARGET])
+    assert fleet.scraper.asked == {"ns/r1"}
+    await fleet.scraper.round([])
+    assert fleet.scraper.asked == frozenset()

@@ -17,6 +17,7 @@ from fairlead_operator.kube.events import Recorder
 from fairlead_operator.reconcile import api_keys
 from fairlead_operator.reconcile.api_keys import KeyNews
 from fairlead_operator.reconcile.configuration import Compiler
+from fairlead_operator.reconcile.context import Census
 from fairlead_operator.settings import read_settings
 from fairlead_router.contract import ApiKey, Issuer, Signals
 from tests.fakes.api_server import FakeApiServer
@@ -57,6 +58,8 @@ class Reports:
 
     def __init__(self) -> None:
         self.reports: dict[str, Report] = {}
+        self.asked: frozenset[str] = frozenset()
+        self.rounds = 0
 
 
 class Desk:
@@ -72,6 +75,7 @@ class Desk:
         self.cluster = Cluster(Api(session, server.url), "fairlead", lambda _: None, self._kick, self.clock)
         self.compiler = Compiler(self.cluster, self.feed, read_settings({}), lambda: self.issuers)
         self.recorder = Recorder(Api(session, server.url), "operator-0", self.clock)
+        self.census = Census()
         self.news = KeyNews(self)  # type: ignore[arg-type]  # the parts of Context that it uses
         self.tasks = [asyncio.create_task(run()) for run in self.cluster.tasks()]
 
@@ -102,6 +106,7 @@ class Desk:
         for router in routers:
             said = Signals(router=router, config_version=version, endpoints_version="")
             self.scraper.reports[router] = Report(router, self.clock.now_ms(), said)
+        self.scraper.rounds += 1
 
     @property
     def events(self) -> list[tuple[str, str, str]]:

@@ -218,6 +218,16 @@ def test_a_capacity_that_is_being_computed_is_waited_for(curves: KnownCurves) ->
     assert wish_of(law, later(scene(chat()), 1, 0), curves) is not None
 
 
+def test_other_capacities_are_asked_for_once_one_is_known(curves: KnownCurves) -> None:
+    law, four = PoolLaw(), scene(chat(), 4)
+    curves.curve = None
+    assert wish_of(law, four, curves) is None
+    assert [question.replicas for question in curves.asked] == [1]
+    curves.curve = TEN
+    assert wish_of(law, later(four, 1, 0), curves) is not None
+    assert [question.replicas for question in curves.asked[1:]] == [1, 4]
+
+
 def test_a_capacity_that_was_known_holds_while_the_next_is_computed(curves: KnownCurves) -> None:
     law = PoolLaw()
     wish_of(law, scene(chat()), curves)

@@ -11,6 +11,7 @@ import pytest
 
 from fairlead_operator.api.v1alpha1 import CostBudget
 from fairlead_operator.config_feed import ConfigFeed, Have
+from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.errors import ApiError
 from fairlead_operator.kube.api import Api
@@ -44,17 +45,23 @@ class Tokens:
         return audience
 
 
+def gateway(name: str) -> PodFact:
+    """A pod of the gateway that takes requests."""
+    return replace(pod(name), namespace="fairlead", pool="", variant="")
+
+
 class View(Cluster):
     """One budget as the server has it, and one gateway."""
 
     def __init__(self, server: FakeApiServer) -> None:
         self._server = server
         self._last: tuple[Any, Snapshot] = (None, Snapshot())
+        self.gateways: tuple[PodFact, ...] = (gateway("gateway-0"),)
 
     def snapshot(self) -> Snapshot:
-        raw = self._server.get("costbudgets", "support", "support")
-        if raw != self._last[0]:
-            self._last = (raw, self._snapshot_of(raw))
+        seen = (self._server.get("costbudgets", "support", "support"), self.gateways)
+        if seen != self._last[0]:
+            self._last = (seen, self._snapshot_of(seen[0]))
         return self._last[1]
 
     def _snapshot_of(self, raw: Any) -> Snapshot:
@@ -62,7 +69,7 @@ class View(Cluster):
             budgets={} if raw is None else {"support/support": CostBudget.parse(raw)},
             raw={} if raw is None else {KEY: raw},
             namespaces={"support": {}, "fairlead": {}},
-            gateways=(replace(pod("gateway-0"), namespace="fairlead", pool="", variant=""),),
+            gateways=self.gateways,
         )
 
 
@@ -72,6 +79,7 @@ class Leader:
     def __init__(self, server: FakeApiServer, session: aiohttp.ClientSession, folder: Path, clock: FakeClock) -> None:
         self.server, self.clock = server, clock
         api, settings, view = Api(session, server.url), read_settings({}), View(server)
+        self.view = view
         self.feed = ConfigFeed((), "fairlead")
         self.context = Context(
             api=api,
@@ -98,6 +106,7 @@ class Leader:
         books.spend["support/support"] = sent or spend()
         books.ledger_answered_ms = self.clock.now_ms()
         books.budget_in.setdefault("support/support", version)
+        self.feed.set_budgets_version(version)
 
     async def confirmed(self, version: tuple[int, int] = (3, 1)) -> None:
         """The gateway was asked and has the present configuration and this version of the budgets."""
@@ -105,6 +114,7 @@ class Leader:
         config = (await self.feed.answer("fairlead", Have("", "", GATEWAY), 0)).version
         signals = Signals(router=GATEWAY, config_version=config, endpoints_version="", budgets_version=version)
         self.context.scraper._reports[GATEWAY] = Report(GATEWAY, self.clock.now_ms(), signals)
+        self.context.scraper.rounds += 1
 
     async def runs(self, sent: SpendAnswer | None = None) -> None:
         """Hear, have it confirmed, reconcile."""
@@ -188,6 +198,58 @@ async def test_a_router_that_never_confirms_to_the_new_leader_is_told_in_time(pl
     successor.hears()
     await successor.confirmed((3, 9))
     await successor.reconcile(KEY)
+    assert place.condition("Enforced") == ("False", "RoutersLagging")
+
+
+@pytest.fixture
+async def growing(place: Place) -> Leader:
+    """An enforced budget; a second gateway has been created, and runs nothing yet."""
+    leader = place.leader()
+    leader.context.scraper.asked = frozenset({GATEWAY})
+    await leader.runs()
+    await place.clock.advance(SETTLE_MS / 1000)
+    leader.view.gateways += (replace(gateway("gateway-1"), ip="", ready=False, router_ready=False, phase="Pending"),)
+    await leader.runs()
+    return leader
+
+
+async def test_a_router_that_has_just_come_is_not_waited_for_before_it_was_asked(place: Place, growing: Leader) -> None:
+    growing.view.gateways = (gateway("gateway-0"), gateway("gateway-1"))
+    await growing.runs()
+    assert place.condition("Enforced") == ("True", "Enforced")
+    assert place.status["routers"] == {"total": 1, "enforcing": 1}
+    growing.context.scraper.asked = frozenset({GATEWAY, "fairlead/gateway-1"})
+    await growing.runs()
+    assert place.condition("Enforced") == ("False", "RoutersLagging")
+    assert place.status["routers"] == {"total": 2, "enforcing": 1}
+
+
+async def test_a_router_that_came_before_an_edit_is_waited_for_even_before_it_was_asked(
+    place: Place, growing: Leader
+) -> None:
+    await place.write(SUPPORT.for_models("chat"))
+    growing.view.gateways = (gateway("gateway-0"), gateway("gateway-1"))
+    await growing.runs()
+    assert place.condition("Enforced") == ("False", "RoutersLagging")
+    assert place.status["routers"] == {"total": 2, "enforcing": 1}
+
+
+async def test_a_router_that_came_before_the_ledger_had_the_budget_is_waited_for(place: Place, growing: Leader) -> None:
+    growing.context.books.budget_in["support/support"] = (3, 2)
+    growing.view.gateways = (gateway("gateway-0"), gateway("gateway-1"))
+    growing.hears()
+    await growing.confirmed((3, 2))
+    await growing.reconcile(KEY)
+    assert place.status["routers"] == {"total": 2, "enforcing": 1}
+
+
+async def test_a_router_of_which_nothing_is_known_is_waited_for(place: Place) -> None:
+    leader = place.leader()
+    leader.context.scraper.asked = frozenset({GATEWAY})
+    await leader.runs()
+    await place.clock.advance(SETTLE_MS / 1000)
+    leader.view.gateways += (gateway("gateway-1"),)
+    await leader.runs()
     assert place.condition("Enforced") == ("False", "RoutersLagging")
 
 

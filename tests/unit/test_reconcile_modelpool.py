@@ -271,7 +271,7 @@ async def test_a_deleted_pool_is_forgotten_everywhere(desk: Desk) -> None:
     assert b"fairlead_scale_decisions_total{" not in _metrics(context)
     assert not context.books.pools
     assert not context.children._applied
-    assert not context.statuses._written
+    assert not any(context.statuses._written.values())
 
 
 async def test_a_name_that_is_taken_is_a_condition_and_no_replica_is_claimed(desk: Desk) -> None:

@@ -1,15 +1,19 @@
 """Rollouts on the fake API server, as on the real one, and what only a fake one can be made to do."""
 
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import pytest
 
+from fairlead_operator.api.v1alpha1 import ModelPool
 from fairlead_operator.decide.signals import Report
 from fairlead_operator.kube.api import Api
 from fairlead_operator.reconcile.pool_facts import Facts
 from fairlead_operator.reconcile.rollouts import Rollouts, words_of
+from fairlead_operator.render.deployment import TemplatePlan, plan_template
 from fairlead_operator.settings import read_settings
 from fairlead_router.contract import Signals
 from tests.builders.decisions import NOW, pod
@@ -56,6 +60,38 @@ async def test_the_history_is_listed_once_for_each_change() -> None:
         rollouts.forget(facts.pool.key)
         await rollouts.decide(facts, {}, accepted=True)
         assert server.count("GET", "/replicasets") == before + 2
+
+
+async def test_templates_are_rendered_again_only_when_something_that_they_are_made_of_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered: list[str] = []
+
+    def counting(pool: ModelPool, *about: Any, **more: Any) -> TemplatePlan:
+        rendered.append(pool.key)
+        return plan_template(pool, *about, **more)
+
+    async with FakeApiServer().running() as server, aiohttp.ClientSession() as session:
+        facts = await _second_revision_fails(Api(session, server.url))
+        rollouts = Rollouts(Api(session, server.url), read_settings({}))
+        decision = (await rollouts.decide(facts, {}, accepted=True)).decision
+    monkeypatch.setattr("fairlead_operator.reconcile.rollouts.plan_template", counting)
+    first = rollouts.plans(facts, decision)
+    reread = replace(facts, pool=facts.pool.model_copy(deep=True))
+    assert rollouts.plans(reread, decision) == first
+    assert len(rendered) == 1
+    faster = facts.pool.model_copy(update={"spec": pool_of("h100").engine(maxSequences=32).parsed().spec})
+    other = replace(decision, newest=replace(decision.newest, number=decision.newest.number + 1))
+    live = {name: deepcopy(body) for name, body in facts.deployments.items()}
+    live["h100"]["metadata"]["annotations"]["fairlead.dev/template"] = "{}"
+    for number, changed in enumerate(
+        [(replace(facts, pool=faster), decision), (facts, other), (replace(facts, deployments=live), other)]
+    ):
+        rollouts.plans(*changed)
+        assert len(rendered) == number + 2
+    rollouts.forget(facts.pool.key)
+    rollouts.plans(*changed)
+    assert len(rendered) == 5
 
 
 def test_of_an_engine_that_answers_nonsense_its_router_speaks() -> None:

@@ -9,7 +9,7 @@ import pytest
 from fairlead_operator.kube.api import Api
 from fairlead_operator.kube.queue import Key
 from fairlead_operator.kube.resources import COST_BUDGETS, MODEL_POOLS
-from fairlead_operator.reconcile.statuses import FIGURES_S, Statuses
+from fairlead_operator.reconcile.statuses import FIGURES_PER_S, FIGURES_S, Statuses
 from tests.builders.resources import make_budget, make_pool
 from tests.fakes.api_server import FakeApiServer
 from tests.fakes.clock import FakeClock
@@ -55,6 +55,26 @@ async def test_figures_wait_and_say_how_long(desk: Desk) -> None:
     await desk.clock.advance(6)
     assert await desk.write(replicas=2, costPerHour="2.00") == 0
     assert desk.written == 2
+
+
+async def test_routers_that_come_and_go_are_figures_and_a_condition_that_they_turn_is_not(desk: Desk) -> None:
+    await desk.write(routers={"total": 2, "programmed": 2}, conditions=ready("All 2 routers."))
+    assert await desk.write(routers={"total": 3, "programmed": 3}, conditions=ready("All 3 routers.")) > 0
+    assert await desk.write(routers={"total": 3, "programmed": 2}, conditions=ready("2 of 3.", "False")) == 0
+    assert desk.written == 2
+
+
+async def test_the_more_objects_there_are_the_longer_figures_wait(desk: Desk) -> None:
+    pools = [await desk.server.put("modelpools", make_pool(f"chat-{number}").obj()) for number in range(150)]
+    for raw in pools:
+        await desk.statuses.write(MODEL_POOLS, raw, {"costPerHour": "1.00"})
+    await desk.clock.advance(FIGURES_S[MODEL_POOLS])
+    wait = await desk.statuses.write(MODEL_POOLS, pools[0], {"costPerHour": "2.00"})
+    assert wait == pytest.approx(len(pools) / FIGURES_PER_S - FIGURES_S[MODEL_POOLS])
+    assert await desk.statuses.write(MODEL_POOLS, pools[0], {"replicas": 2}) == 0
+    for raw in pools[:100]:
+        desk.statuses.forget(Key("ModelPool", "ai-platform", raw["metadata"]["name"]))
+    assert await desk.statuses.write(MODEL_POOLS, pools[-1], {"costPerHour": "2.00"}) == 0
 
 
 async def test_a_condition_that_turns_is_written_at_once_and_its_numbers_wait(desk: Desk) -> None:

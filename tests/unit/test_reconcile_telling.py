@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fairlead_operator.decide.capacity import is_busy
 from fairlead_operator.decide.signals import Report, Router, pool_load, told_of
 from fairlead_operator.kube.cluster import Snapshot
-from fairlead_operator.reconcile.context import Telling, routers_of, sidecars_by_pool
+from fairlead_operator.reconcile.context import Telling, Told, counted, routers_of, sidecars_by_pool
 from fairlead_router.contract import PoolSignals, Signals
 from tests.builders.decisions import NOW, pod
 
@@ -80,4 +80,37 @@ def test_a_newer_snapshot_and_newer_reports_are_looked_at() -> None:
     second = Snapshot(pods=(pod("one"), pod("two")))
     assert [one.router for one in telling.of(second, reports, "ai-platform/chat-8b")] == [
         one.router for one in routers_of(second, PLATFORM)
+    ]
+
+
+def answer(router: str, version: str, at_ms: int = NOW) -> Report:
+    return Report(router, at_ms, Signals(router=router, config_version=version, endpoints_version=""))
+
+
+def test_routers_are_counted_by_what_they_have_and_those_that_leave_are_not() -> None:
+    names = ("ns/a", "ns/b", "ns/old", "ns/silent", "ns/stale", "other/a")
+    routers = [*(Router(name, "ns/pool") for name in names), Router("ns/leaving", "ns/pool", terminating=True)]
+    versions = {"ns/a": "v2", "ns/b": "v2", "ns/old": "v1", "other/a": "v2"}
+    reports = {name: answer(name, version) for name, version in versions.items()}
+    reports |= {"ns/stale": answer("ns/stale", "v2", NOW - 60_000)}
+    found = counted(routers, Told(names, reports, {}), NOW)
+    assert [(one.namespace, one.has.config_version if one.has else None, one.count) for one in found] == [
+        ("ns", "v2", 2),
+        ("ns", "v1", 1),
+        ("ns", None, 2),
+        ("other", "v2", 1),
+    ]
+    assert all(one.heard for one in found)
+
+
+def test_a_newcomer_is_one_until_it_was_asked_with_a_configuration() -> None:
+    routers = [Router(f"ns/{name}") for name in ("asked", "silent", "early", "new", "unknown")]
+    reports = {"ns/asked": answer("ns/asked", "v1"), "ns/early": answer("ns/early", "")}
+    known = {name: answer(name, "v3").signals for name in ("ns/asked", "ns/silent", "ns/early", "ns/new")}
+    newcomers = {name: told for name, told in known.items() if told is not None}
+    found = counted(routers, Told({"ns/asked", "ns/silent", "ns/early"}, reports, newcomers), NOW)
+    assert [(one.heard, one.has.config_version if one.has else None, one.count) for one in found] == [
+        (True, "v1", 1),
+        (True, None, 2),
+        (False, "v3", 2),
     ]

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -68,21 +68,18 @@ class _Memo:
     """What was read of each object, kept while its resourceVersion stays."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, str], tuple[str, Any]] = {}
+        self._kept: dict[str, dict[tuple[str, str], tuple[str, Any]]] = {}
 
-    def read(self, kind: str, body: Object, parse: Callable[[Object], T]) -> T:
-        meta = body["metadata"]
-        key, version = (kind, meta.get("namespace", ""), meta["name"]), meta["resourceVersion"]
-        kept = self._kept.get(key)
-        if kept is None or kept[0] != version:
-            kept = (version, parse(body))
-            self._kept[key] = kept
-        value: T = kept[1]
-        return value
-
-    def keep_only(self, kind: str, names: set[tuple[str, str]]) -> None:
-        for key in [key for key in self._kept if key[0] == kind and key[1:] not in names]:
-            del self._kept[key]
+    def read(self, name: str, bodies: Iterable[Object], parse: Callable[[Object], T]) -> list[T]:
+        """All objects of a kind, by namespace and name; those that are gone are forgotten."""
+        before, kept = self._kept.get(name, {}), {}
+        for body in bodies:
+            meta = body["metadata"]
+            key, version = (meta.get("namespace", ""), meta["name"]), meta["resourceVersion"]
+            known = before.get(key)
+            kept[key] = known if known is not None and known[0] == version else (version, parse(body))
+        self._kept[name] = kept
+        return [kept[key][1] for key in sorted(kept)]
 
 
 class Cluster:
@@ -93,11 +90,9 @@ class Cluster:
         self._changed = changed
         self._clock = clock
         self._memo = _Memo()
-        self._revision = 0
-        self._snapshot: tuple[int, Snapshot] = (-1, Snapshot())
+        self._snapshot = Snapshot()
         self._departed: deque[Departed] = deque(maxlen=DEPARTED)
         self._gone: deque[PodFact] = deque(maxlen=GONE)
-        self._ring: KeyRing | None = None
         managed = resources.MANAGED_BY
         sources = {
             **{kind.kind: Source(kind) for kind in (*resources.OWN_KINDS, resources.NAMESPACES, resources.NODES)},
@@ -109,6 +104,21 @@ class Cluster:
         self._reflectors = {
             name: Reflector(api, source, self._listener(name), clock, dice) for name, source in sources.items()
         }
+        self._stale = set(sources)
+        """What has changed since the last snapshot."""
+        self._readers: Mapping[str, Callable[[], dict[str, Any]]] = {
+            resources.MODEL_POOLS.kind: lambda: {"pools": self._typed(resources.MODEL_POOLS, ModelPool)},
+            resources.ROUTING_POLICIES.kind: lambda: {
+                "policies": self._typed(resources.ROUTING_POLICIES, RoutingPolicy)
+            },
+            resources.COST_BUDGETS.kind: lambda: {"budgets": self._typed(resources.COST_BUDGETS, CostBudget)},
+            resources.NAMESPACES.kind: lambda: {"namespaces": self._namespaces()},
+            resources.NODES.kind: lambda: {"nodes": {one.name: one for one in self._facts("Node", node_fact)}},
+            resources.PODS.kind: self._pods,
+            GATEWAYS: lambda: {"gateways": tuple(self._facts(GATEWAYS, pod_fact))},
+            resources.CONFIG_MAPS.kind: lambda: {"keys": key_ring(self._facts(resources.CONFIG_MAPS.kind, key_fact))},
+        }
+        """The fields of a snapshot that are read of one kind alone."""
 
     @property
     def synced(self) -> bool:
@@ -141,46 +151,45 @@ class Cluster:
 
     def snapshot(self) -> Snapshot:
         """The present state; the same value as long as nothing changes."""
-        if self._snapshot[0] != self._revision:
-            self._snapshot = (self._revision, self._build())
-        return self._snapshot[1]
+        if self._stale:
+            self._snapshot = self._build()
+            self._stale.clear()
+        return self._snapshot
 
     def _store(self, name: str) -> Store:
         return self._reflectors[name].store
 
     def _build(self) -> Snapshot:
-        pods = self._store("Pod")
-        return Snapshot(
-            pools=self._typed(resources.MODEL_POOLS, ModelPool),
-            policies=self._typed(resources.ROUTING_POLICIES, RoutingPolicy),
-            budgets=self._typed(resources.COST_BUDGETS, CostBudget),
-            raw={_key(kind, body): body for kind in resources.OWN_KINDS for body in self._store(kind.kind)},
-            namespaces={
-                one["metadata"]["name"]: one["metadata"].get("labels") or {} for one in self._store("Namespace")
-            },
-            nodes={fact.name: fact for fact in self._facts("Node", node_fact)},
-            pods=tuple(self._facts("Pod", pod_fact)),
-            gone=tuple(self._gone),
-            gateways=tuple(self._facts(GATEWAYS, pod_fact)),
-            created_ms={_name(pod): created_ms(pod) for pod in pods},
-            children={
-                (kind, body["metadata"]["namespace"], body["metadata"]["name"]): body
-                for kind in resources.CHILD_KINDS
-                for body in self._store(kind)
-            },
-            keys=self._key_ring(),
-        )
+        """What is of kinds that have not changed stays the very object that it was: one change of many costs little."""
+        fields: dict[str, Any] = {}
+        for name in self._stale & self._readers.keys():
+            fields |= self._readers[name]()
+        if not self._stale.isdisjoint(kind.kind for kind in resources.OWN_KINDS):
+            fields["raw"] = {_key(kind, body): body for kind in resources.OWN_KINDS for body in self._store(kind.kind)}
+        if not self._stale.isdisjoint(resources.CHILD_KINDS):
+            fields["children"] = self._children()
+        return replace(self._snapshot, **fields)
 
-    def _key_ring(self) -> KeyRing:
-        """Made anew only after one of its objects changed: there may be thousands, and pods change all the time."""
-        if self._ring is None:
-            self._ring = key_ring(self._facts(resources.CONFIG_MAPS.kind, key_fact))
-        return self._ring
+    def _pods(self) -> dict[str, Any]:
+        found = self._facts(resources.PODS.kind, lambda body: (pod_fact(body), created_ms(body)))
+        return {
+            "pods": tuple(fact for fact, _ in found),
+            "created_ms": {fact.key: created for fact, created in found},
+            "gone": tuple(self._gone),
+        }
+
+    def _namespaces(self) -> dict[str, Mapping[str, str]]:
+        return {one["metadata"]["name"]: one["metadata"].get("labels") or {} for one in self._store("Namespace")}
+
+    def _children(self) -> dict[tuple[str, str, str], Object]:
+        return {
+            (kind, body["metadata"]["namespace"], body["metadata"]["name"]): body
+            for kind in resources.CHILD_KINDS
+            for body in self._store(kind)
+        }
 
     def _facts(self, name: str, parse: Callable[[Object], T]) -> list[T]:
-        store = self._store(name)
-        self._memo.keep_only(name, store.keys())
-        return [self._memo.read(name, body, parse) for body in sorted(store, key=_name)]
+        return self._memo.read(name, self._store(name), parse)
 
     def _typed(self, kind: Resource, model: type[K]) -> dict[str, K]:
         parsed = self._facts(kind.kind, lambda body: _parse(model, body))
@@ -188,10 +197,8 @@ class Cluster:
 
     def _listener(self, name: str) -> Callable[[Object | None, Object | None], None]:
         def changed(before: Object | None, after: Object | None) -> None:
-            self._revision += 1
+            self._stale.add(name)
             body = after or before or {}
-            if name == resources.CONFIG_MAPS.kind:
-                self._ring = None
             if after is None and name == "Pod":
                 self._depart(pod_fact(body))
             for key in woken_by(name, body):

@@ -174,8 +174,10 @@ def _draw_one(  # noqa: PLR0917 - one variant of the above
         return f"the speed of variant {variant.name} is not known: {law.engines[variant.name].reason}"
     for replicas in _sizes(scene):
         _ask(law, (variant.name, replicas), Question(engine, mix, objectives, replicas), curves)
-    known = any(name == variant.name for name, _ in law.curves)
-    return "" if known else f"the capacity of variant {variant.name} is being computed"
+        # One is enough to decide by: where many pools wait, each has its first capacity before others a second.
+        if not any(name == variant.name for name, _ in law.curves):
+            return f"the capacity of variant {variant.name} is being computed"
+    return ""
 
 
 def _ask(law: PoolLaw, place: tuple[str, int], question: Question, curves: Curves) -> None:

@@ -19,6 +19,7 @@ from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
 from fairlead_operator.decide.budgets import UNCOUNTABLE, budget_problems
 from fairlead_operator.decide.engine_table.hardware import default_sequences
+from fairlead_operator.decide.facts import PodFact
 from fairlead_operator.decide.models import Callers, resolve_models
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rates import PoolCard, Rates
@@ -43,7 +44,7 @@ from fairlead_operator.render.router_config import (
 )
 from fairlead_operator.settings import Settings
 from fairlead_operator.units import parse_usd
-from fairlead_router.contract import ApiKey, Issuer
+from fairlead_router.contract import ApiKey, Issuer, Signals
 
 log = logging.getLogger(__name__)
 
@@ -187,20 +188,22 @@ def carried(before: Picture, snapshot: Snapshot) -> Picture | None:
         return None
     if old.pools.keys() != snapshot.pools.keys():
         return None
-    touched = {key: _input(snapshot, pool) for key, pool in snapshot.pools.items() if _touched(old, snapshot, pool)}
+    touched = {key: _input(snapshot, pool) for key, pool in _touched(old, snapshot)}
     if not all(_told_alike(before.inputs[key], one) for key, one in touched.items()):
         return None
     budgets = {key: replace(one, budget=snapshot.budgets[key]) for key, one in before.budgets.items()}
     return replace(before, snapshot=snapshot, inputs={**before.inputs, **touched}, budgets=budgets)
 
 
-def _serving(snapshot: Snapshot) -> list[tuple[str, str, str, str, str]]:
+def _serving(pods: tuple[PodFact, ...]) -> list[tuple[str, str, str, str, str]]:
     """What the endpoints are made of."""
-    return [(pod.namespace, pod.name, pod.pool, pod.variant, pod.ip) for pod in snapshot.pods if serves(pod)]
+    return [(pod.namespace, pod.name, pod.pool, pod.variant, pod.ip) for pod in pods if serves(pod)]
 
 
 def _alike(first: Mapping[str, T], then: Mapping[str, T]) -> bool:
     """Whether these are the same policies, or budgets, but for their statuses."""
+    if first is then:
+        return True
     return first.keys() == then.keys() and all(_same(first[key], one) for key, one in then.items())
 
 
@@ -211,10 +214,16 @@ def _same(one: RoutingPolicy | CostBudget, other: RoutingPolicy | CostBudget) ->
     return one.spec == other.spec and next(versionless) == next(versionless)
 
 
-def _touched(old: Snapshot, new: Snapshot, pool: ModelPool) -> bool:
-    """Whether the pool or one of its Deployments was written in between."""
+def _touched(old: Snapshot, new: Snapshot) -> list[tuple[str, ModelPool]]:
+    """The pools that were written in between, or one of whose Deployments was."""
+    if old.pools is new.pools and old.children is new.children:
+        return []
+    return [(key, pool) for key, pool in new.pools.items() if old.pools[key] is not pool or _moved(old, new, pool)]
+
+
+def _moved(old: Snapshot, new: Snapshot, pool: ModelPool) -> bool:
     names = [(DEPLOYMENTS.kind, pool.namespace, deployment_name(pool.name, one.name)) for one in pool.spec.variants]
-    return old.pools[pool.key] is not pool or any(old.children.get(one) is not new.children.get(one) for one in names)
+    return any(old.children.get(one) is not new.children.get(one) for one in names)
 
 
 def _told_alike(one: PoolInput, other: PoolInput) -> bool:
@@ -270,6 +279,9 @@ class Compiler:
         self._issuers = issuers
         self._done: _Done | None = None
         self._kick = asyncio.Event()
+        self._pods: tuple[object, ...] = ()
+        self.newcomers: dict[str, Signals] = {}
+        """What routers have at least: what was in force when their pods were seen before they had an address."""
 
     def kick(self) -> None:
         """Something changed: compile soon."""
@@ -282,7 +294,16 @@ class Compiler:
         if before is not None and before.picture.snapshot is snapshot and before.issuers == issuers:
             return before.picture
         self._done = self._again(before, snapshot, issuers) or self._anew(snapshot, issuers)
+        if self._pods != (snapshot.pods, snapshot.gateways):
+            self._pods = (snapshot.pods, snapshot.gateways)
+            self._note((*snapshot.pods, *snapshot.gateways))
         return self._done.picture
+
+    def _note(self, pods: tuple[PodFact, ...]) -> None:
+        """A pod without an address runs nothing yet: whatever its router will ask for is this or newer."""
+        kept = {pod.key: self.newcomers[pod.key] for pod in pods if pod.key in self.newcomers}
+        new = {pod.key: self._feed.present(pod.key) for pod in pods if not pod.ip and pod.key not in kept}
+        self.newcomers = {**kept, **new}
 
     def _again(self, before: "_Done | None", snapshot: Snapshot, issuers: tuple[Issuer, ...]) -> "_Done | None":
         """What was compiled last, if it still holds; other endpoints are told."""
@@ -291,7 +312,8 @@ class Compiler:
         picture = carried(before.picture, snapshot)
         if picture is None:
             return None
-        if _serving(before.picture.snapshot) != _serving(snapshot):
+        pods = before.picture.snapshot.pods
+        if pods is not snapshot.pods and _serving(pods) != _serving(snapshot.pods):
             self._tell(before.config, picture)
         return _Done(picture, issuers, before.config)
 

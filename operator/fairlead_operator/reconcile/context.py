@@ -1,7 +1,7 @@
 """What every reconciler works with."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fairlead_operator.clock import Clock
 from fairlead_operator.config_feed import ConfigFeed
@@ -24,6 +24,40 @@ from fairlead_operator.status.events import Event
 from fairlead_operator.telemetry import Telemetry
 from fairlead_router.contract import Signals
 
+SECOND_MS = 1000
+
+
+@dataclass(slots=True)
+class Alike:
+    """Routers of a namespace that have the same, as their last reports say; ``has`` is one of these reports.
+
+    It is ``None`` for those that are not heard. Of those that are not ``heard`` yet, as they have just come, it is what
+    they have at least.
+    """
+
+    namespace: str
+    has: Signals | None
+    heard: bool
+    count: int = 0
+
+
+class Census:
+    """Who has what: counted once for a change of pods and a round of scrapes, not for each policy and each budget."""
+
+    def __init__(self) -> None:
+        self._when: tuple[object, ...] = ()
+        self._found: tuple[Alike, ...] = ()
+
+    def of(self, context: "Context") -> tuple[Alike, ...]:
+        """All routers that take requests, at most a second ago."""
+        snapshot, scraper, now = context.cluster.snapshot(), context.scraper, context.clock.now_ms()
+        when = (snapshot.pods, snapshot.gateways, scraper.rounds, now // SECOND_MS)
+        if when != self._when:
+            routers = routers_of(snapshot, context.feed.platform)
+            told = Told(scraper.asked, scraper.reports, context.compiler.newcomers)
+            self._when, self._found = when, counted(routers, told, now)
+        return self._found
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -44,6 +78,7 @@ class Context:
     telemetry: Telemetry
     settings: Settings
     clock: Clock
+    census: Census = field(default_factory=Census)
 
 
 async def publish(
@@ -73,7 +108,7 @@ def routers_of(snapshot: Snapshot, platform: Collection[str]) -> tuple[Router, .
 
 
 class Telling:
-    """The routers that have something to say of a pool, by pool: put together once for a snapshot and a round.
+    """The routers that have something to say of a pool, by pool: put together once for a change of pods and a round.
 
     They are all gateways, the pool's own sidecars, and whoever else may name it and does. To ask all routers about each
     pool would cost pools times routers.
@@ -81,7 +116,8 @@ class Telling:
 
     def __init__(self, platform: Collection[str]) -> None:
         self._platform = platform
-        self._made: tuple[Snapshot, tuple[Router, ...], dict[str, list[Router]]] | None = None
+        self._pods: tuple[object, object] = (None, None)
+        self._made: tuple[tuple[Router, ...], dict[str, list[Router]]] | None = None
 
     def forget(self) -> None:
         """There are newer reports."""
@@ -89,12 +125,13 @@ class Telling:
 
     def of(self, snapshot: Snapshot, reports: Mapping[str, Report], pool: str) -> tuple[Router, ...]:
         """Those of one pool, the gateways first."""
-        if self._made is None or self._made[0] is not snapshot:
+        pods, gateways = self._pods
+        if self._made is None or pods is not snapshot.pods or gateways is not snapshot.gateways:
             routers = routers_of(snapshot, self._platform)
-            gateways = tuple(one for one in routers if not one.pool)
-            self._made = (snapshot, gateways, sidecars_by_pool(routers, reports))
-        _, gateways, sidecars = self._made
-        return (*gateways, *sidecars.get(pool, ()))
+            self._pods = (snapshot.pods, snapshot.gateways)
+            self._made = (tuple(one for one in routers if not one.pool), sidecars_by_pool(routers, reports))
+        entries, sidecars = self._made
+        return (*entries, *sidecars.get(pool, ()))
 
 
 def sidecars_by_pool(routers: Iterable[Router], reports: Mapping[str, Report]) -> dict[str, list[Router]]:
@@ -132,16 +169,53 @@ class Confirmed:
     confirmed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of routers: who was asked, what they answered, and what newcomers have at least."""
+
+    asked: Collection[str]
+    reports: Mapping[str, Report]
+    newcomers: Mapping[str, Signals]
+
+
+def counted(routers: Iterable[Router], told: Told, now_ms: int) -> tuple[Alike, ...]:
+    """The routers that stay, by what they have."""
+    found: dict[tuple[object, ...], Alike] = {}
+    for router in routers:
+        if not router.terminating:
+            one = _standing(router.router, told, now_ms)
+            has = None if one.has is None else (one.has.config_version, one.has.budgets_version)
+            found.setdefault((one.namespace, one.heard, has), one).count += 1
+    return tuple(found.values())
+
+
+def _standing(router: str, told: Told, now_ms: int) -> Alike:
+    """What one router has. A newcomer is one until it has been asked, with a configuration at that time."""
+    namespace, report = router.partition("/")[0], told.reports.get(router)
+    if router in told.newcomers and not (router in told.asked and _configured(report)):
+        return Alike(namespace, told.newcomers[router], heard=False)
+    return Alike(
+        namespace, report.signals if report is not None and fresh(report, now_ms, STALE_MS) else None, heard=True
+    )
+
+
 def confirmations(context: Context, namespaces: Iterable[str], has: Callable[[str, Signals], bool]) -> Confirmed:
-    """Ask the last report of every router in these namespaces; a router without a fresh one has confirmed nothing."""
-    snapshot, now, reports = context.cluster.snapshot(), context.clock.now_ms(), context.scraper.reports
+    """How many routers of these namespaces have something; ``has`` is asked of a namespace and a report there.
+
+    A router that is not heard has confirmed nothing. Left out are newcomers that began when what is asked for was in
+    force already: to wait for the first report of each would turn the conditions of all policies and budgets back and
+    forth with every new pod. Where there are only such, all are waited for.
+    """
     places = frozenset(namespaces)
-    present = routers_of(snapshot, context.feed.platform)
-    routers = [one.router for one in present if not one.terminating and _namespace(one.router) in places]
-    told = [(router, reports[router].signals) for router in routers if fresh(reports.get(router), now, STALE_MS)]
-    confirmed = sum(signals is not None and has(_namespace(router), signals) for router, signals in told)
-    return Confirmed(len(routers), confirmed)
+    groups = [
+        (one, one.has is not None and has(one.namespace, one.has))
+        for one in context.census.of(context)
+        if one.namespace in places
+    ]
+    waited = [(one, good) for one, good in groups if one.heard or not good] or groups
+    return Confirmed(sum(one.count for one, _ in waited), sum(one.count for one, good in waited if good and one.heard))
 
 
-def _namespace(router: str) -> str:
-    return router.partition("/")[0]
+def _configured(report: Report | None) -> bool:
+    """False for an answer from before the router had its first configuration."""
+    return report is None or report.signals is None or report.signals.config_version != ""

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fairlead_operator.api.v1alpha1 import Reason
+from fairlead_operator.api.v1alpha1 import ModelPool, ModelPoolSpec, Reason
 from fairlead_operator.decide.facts import LABEL_POOL, PodFact
 from fairlead_operator.decide.problems import Problem
 from fairlead_operator.decide.rollout import Decision, Inputs, Kept, decide
@@ -23,6 +23,8 @@ WARM_UP = "warm-up"
 REMEMBERED = 64
 """Pools whose history is kept at hand; only one that goes back, or was sent back, needs it."""
 _Mark = tuple[tuple[str, int, int], ...]
+_Given = tuple[ModelPoolSpec, Decision, dict[str, Mapping[str, str] | None]]
+"""What the templates of a pool are rendered from, beside the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Rollouts:
         self._images = Images(router=settings.router_image, engine=settings.engine_image)
         self._render = RenderSettings(operator_url=settings.operator_url, ledger_url=settings.ledger_url)
         self._known: OrderedDict[str, tuple[_Mark, tuple[Kept, ...]]] = OrderedDict()
+        self._planned: dict[str, tuple[_Given, dict[str, TemplatePlan]]] = {}
 
     async def decide(self, facts: Facts, reports: Mapping[str, Report], *, accepted: bool) -> Revisions:
         """The decision; where the history may not be read, the one that needs none."""
@@ -54,23 +57,30 @@ class Rollouts:
             return Revisions(decide(replace(given, kept=())), (Problem(Reason.FORBIDDEN, str(error), warning=True),))
 
     def plans(self, facts: Facts, decision: Decision) -> dict[str, TemplatePlan]:
-        """What the decision comes to, by variant."""
+        """What the decision comes to, by variant: rendered again only when something that it is made of has changed."""
+        live = {name: body["metadata"].get("annotations") for name, body in facts.deployments.items()}
+        given = (facts.pool.spec, decision, live)
+        known = self._planned.get(facts.pool.key)
+        if known is None or known[0] != given:
+            known = (given, self._render_all(facts.pool, decision, live))
+            self._planned[facts.pool.key] = known
+        return known[1]
+
+    def _render_all(
+        self, pool: ModelPool, decision: Decision, live: Mapping[str, Mapping[str, str] | None]
+    ) -> dict[str, TemplatePlan]:
         return {
             variant.name: plan_template(
-                facts.pool,
-                variant,
-                self._images,
-                self._render,
-                decision=decision,
-                live_annotations=(facts.deployments.get(variant.name, {}).get("metadata") or {}).get("annotations"),
+                pool, variant, self._images, self._render, decision=decision, live_annotations=live.get(variant.name)
             )
-            for variant in facts.pool.spec.variants
+            for variant in pool.spec.variants
             if variant.name in decision.steps
         }
 
     def forget(self, pool: str) -> None:
         """The pool is gone."""
         self._known.pop(pool, None)
+        self._planned.pop(pool, None)
 
     async def _history(self, facts: Facts) -> tuple[Kept, ...]:
         """The templates that the pool's ReplicaSets keep; listed again when a Deployment has changed."""

@@ -46,6 +46,9 @@ class Scraper:
         self._port = port
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._reports: dict[str, Report] = {}
+        self.asked: frozenset[str] = frozenset()
+        """The routers of the last round: of any other one nothing can be known yet."""
+        self.rounds = 0
 
     @property
     def reports(self) -> Mapping[str, Report]:
@@ -63,6 +66,8 @@ class Scraper:
             log.warning("no token for the routers' signals: %s", error)
             return
         await asyncio.gather(*(self._ask(target, token) for target in wanted.values()))
+        self.asked = frozenset(wanted)
+        self.rounds += 1
 
     async def _ask(self, target: Target, token: str) -> None:
         url = f"http://{_host(target.address)}:{self._port}/-/signals"

@@ -1,13 +1,19 @@
 """The performance model against a real engine: vLLM's CPU build with a small random model, on this machine.
 
-Each load runs in pairs. From the first runs the step's time is fitted, as in the operator, from the engine's own
-metrics; each second run is replayed in the simulated replica with the step as known by then, and what its requests saw
-is compared. What the client sees beside the engine's steps is one constant, taken from the first runs. A machine that
-does other work meanwhile shows it in the figures. The last line is one JSON object.
+The step's time is fitted, as in the operator, from the engine's own metrics while callers keep some numbers of requests
+running. Then other runs are recorded that the fit never saw: other numbers of callers, and arrivals at random at a rate
+of their own. Each is replayed in the simulated replica and what its requests saw is compared. Callers are replayed as
+what they are, each sending its next request when the last has ended. What a client sees beside the engine's steps is
+one constant, of the fitted runs. The engine has a CPU of its own where there are two: its client and its HTTP server
+take turns on another. A machine that does other work meanwhile shows it in the figures.
 
-usage: python -m tests.bench.autoscaler.real_engine
+``--record FILE`` keeps what was recorded, ``--from FILE`` compares a record without an engine. The last line is one
+JSON object.
+
+usage: python -m tests.bench.autoscaler.real_engine [--record FILE | --from FILE]
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -15,24 +21,21 @@ import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
 from fairlead_operator.performance import fit
-from fairlead_operator.performance.replica import Replica, Request
-from fairlead_operator.performance.step import Engine, StepTime
 from hack.models.__main__ import make
 from hack.vllm import environment
+from tests.bench.autoscaler.real_runs import Record, Report, Run, Seen, Shown, read, report, write
 
 MODEL: Final = "small"
 KV_TOKENS: Final = 16_384
@@ -47,26 +50,21 @@ FLAGS: Final = (
     *("--max-model-len", str(LONGEST), "--no-enable-prefix-caching", "--max-num-seqs", str(SEQUENCES)),
     *("--max-num-batched-tokens", str(TOKEN_BUDGET), "--no-enable-log-requests"),
 )
-LOADS: Final = (2, 6, 16)
-"""Requests at once: each that ends begins another, so the load fits the machine whatever else it does."""
-PAIRS: Final = 4
-SECONDS: Final = 6.0
+FITTED: Final = (1, 3, 8)
+"""Callers of the runs that the step's time is fitted to."""
+JUDGED: Final = (2, 5)
+"""Callers of runs that it is not."""
+PARTS: Final = (0.35, 0.6)
+"""Rates of arrivals at random, as parts of what the most of the fitted callers were served."""
+ROUNDS: Final = 2
+CALLERS_SECONDS: Final = 12.0
+ARRIVALS_SECONDS: Final = 20.0
 SCRAPE_SECONDS: Final = 1.0
+LEAST_CPUS: Final = 2
 START_SECONDS: Final = 240.0
 STOP_SECONDS: Final = 30.0
 PROMPTS: Final = (16, 400)
 OUTPUTS: Final = (8, 96)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One request as the client saw it: when it was sent (of its run), its lengths and latencies, in seconds."""
-
-    sent: float
-    prompt: int
-    output: int
-    ttft: float
-    tpot: float
 
 
 @asynccontextmanager
@@ -84,6 +82,7 @@ async def engine(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=120) as client:
                 await _await_health(client, process, log)
+                apart(process.pid)
                 yield client
         finally:
             _stop(process)
@@ -112,7 +111,20 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-async def request(client: httpx.AsyncClient, begin: float, prompt: int, output: int) -> Seen:
+def apart(server: int) -> None:
+    """Give the engine, which is the server's child, the first CPU, and everything else of this program the rest."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < LEAST_CPUS:
+        return
+    tasks = Path(f"/proc/{server}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text(encoding="ascii").split()]
+    for process, own in ((os.getpid(), cpus[1:]), (server, cpus[1:]), *((child, cpus[:1]) for child in children)):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), own)
+
+
+async def request(client: httpx.AsyncClient, begin: float, caller: int, prompt: int, output: int) -> Seen:
     """Send one; random token ids, so that nothing is tokenised."""
     chance = random.Random(prompt * 1009 + output)  # noqa: S311 - any tokens
     body = {
@@ -130,39 +142,72 @@ async def request(client: httpx.AsyncClient, begin: float, prompt: int, output: 
             if line.startswith("data: {"):
                 first = first or time.perf_counter()
     last = time.perf_counter()
-    return Seen(sent - begin, prompt, output, first - sent, (last - first) / (output - 1))
+    return Seen(caller, sent - begin, prompt, output, first - sent, (last - first) / (output - 1))
 
 
-async def run(client: httpx.AsyncClient, load: int, seed: int, learn: Callable[[fit.Round, float], None]) -> list[Seen]:
-    """So many requests at once for a while; ``learn`` gets what the engine's metrics show meanwhile."""
-    watching = asyncio.create_task(_watch(client, learn))
+async def called(client: httpx.AsyncClient, callers: int, seed: int, *, fitted: bool) -> Run:
+    """So many requests at once for a while: each that ends begins another."""
+    return await recorded(
+        client,
+        Run(callers=callers, fitted=fitted),
+        lambda begin: [_caller(client, begin, at, seed * 100 + at) for at in range(callers)],
+    )
+
+
+async def arriving(client: httpx.AsyncClient, rate: float, seed: int) -> Run:
+    """Requests that arrive at random, whatever became of those before."""
+    chance, sends, at = random.Random(seed), [], 0.0  # noqa: S311 - arrivals
+    while (at := at + chance.expovariate(rate)) < ARRIVALS_SECONDS:
+        sends.append((at, *lengths(chance)))
+    return await recorded(
+        client,
+        Run(rate=rate),
+        lambda begin: [_arrival(client, begin, number, *send) for number, send in enumerate(sends)],
+    )
+
+
+async def recorded(
+    client: httpx.AsyncClient, run: Run, work: Callable[[float], list[Coroutine[Any, Any, list[Seen]]]]
+) -> Run:
+    """The run with what was seen."""
+    shown: list[Shown] = []
     begin = time.perf_counter()
+    watching = asyncio.create_task(_watch(client, begin, shown))
     try:
-        each = await asyncio.gather(*(_caller(client, begin, seed * 100 + at) for at in range(load)))
+        each = await asyncio.gather(*work(begin))
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-    return sorted((one for seen in each for one in seen), key=lambda one: one.sent)
+    seen = sorted((one for found in each for one in found), key=lambda one: one.sent)
+    return Run(callers=run.callers, rate=run.rate, fitted=run.fitted, shown=tuple(shown), requests=tuple(seen))
 
 
-async def _caller(client: httpx.AsyncClient, begin: float, seed: int) -> list[Seen]:
+async def _caller(client: httpx.AsyncClient, begin: float, caller: int, seed: int) -> list[Seen]:
     chance = random.Random(seed)  # noqa: S311 - lengths
     seen = []
-    while time.perf_counter() < begin + SECONDS:
-        seen.append(await request(client, begin, chance.randint(*PROMPTS), chance.randint(*OUTPUTS)))
+    while time.perf_counter() < begin + CALLERS_SECONDS:
+        seen.append(await request(client, begin, caller, *lengths(chance)))
     return seen
 
 
-async def _watch(client: httpx.AsyncClient, learn: Callable[[fit.Round, float], None]) -> None:
-    before, since = await sample(client), time.perf_counter()
+async def _arrival(  # noqa: PLR0917 - who, when and what
+    client: httpx.AsyncClient, begin: float, number: int, at: float, prompt: int, output: int
+) -> list[Seen]:
+    await asyncio.sleep(begin + at - time.perf_counter())
+    return [await request(client, begin, number, prompt, output)]
+
+
+def lengths(chance: random.Random) -> tuple[int, int]:
+    """Of a request."""
+    return chance.randint(*PROMPTS), chance.randint(*OUTPUTS)
+
+
+async def _watch(client: httpx.AsyncClient, begin: float, shown: list[Shown]) -> None:
     while True:
+        found = await sample(client)
+        shown.append(Shown(time.perf_counter() - begin, found))
         await asyncio.sleep(SCRAPE_SECONDS)
-        after, now = await sample(client), time.perf_counter()
-        shown = fit.round_between(before, after, now - since)
-        if shown is not None:
-            learn(shown, now - since)
-        before, since = after, now
 
 
 async def sample(client: httpx.AsyncClient) -> fit.Sample:
@@ -184,88 +229,54 @@ def _metric(text: str, name: str) -> float:
     return float(found.group(1))
 
 
-def replay(step: StepTime, requests: Sequence[Seen]) -> list[Request]:
-    """The same requests in the simulated replica, in the order in which they came."""
-    replica = Replica(Engine(step, KV_TOKENS, TOKEN_BUDGET, SEQUENCES))
-    copies = []
-    for number, one in enumerate(requests):
-        replica.advance(one.sent)
-        copies.append(Request(number, one.sent, one.prompt, one.output))
-        replica.push(copies[-1], one.sent)
-    replica.advance(float("inf"))
-    return copies
+async def measure(client: httpx.AsyncClient) -> Record:
+    """All runs. The first warms up and is not kept."""
+    await called(client, max(FITTED), 0, fitted=False)
+    runs: list[Run] = []
+    for turn in range(1, ROUNDS + 1):
+        runs += [await called(client, callers, 10 * turn + callers, fitted=True) for callers in FITTED]
+        most = len(runs[-1].requests) / CALLERS_SECONDS
+        runs += [await called(client, callers, 10 * turn + callers, fitted=False) for callers in JUDGED]
+        runs += [await arriving(client, part * most, 1000 * turn + at) for at, part in enumerate(PARTS)]
+    return Record(KV_TOKENS, TOKEN_BUDGET, SEQUENCES, tuple(runs))
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Means of one run in ms, measured and replayed."""
-
-    load: int
-    requests: int
-    ttft: tuple[float, float]
-    tpot: tuple[float, float]
-
-    @property
-    def errors(self) -> tuple[float, float]:
-        """Relative, of TTFT and TPOT."""
-        return abs(self.ttft[1] / self.ttft[0] - 1), abs(self.tpot[1] / self.tpot[0] - 1)
-
-
-def compared(step: StepTime, load: int, seen: Sequence[Seen], added: float) -> Line:
-    """Measured against replayed."""
-    copies = replay(step, seen)
-    mean = statistics.fmean
-    return Line(
-        load,
-        len(seen),
-        (1e3 * mean(one.ttft for one in seen), 1e3 * (added + mean(one.ttft for one in copies))),
-        (1e3 * mean(one.tpot for one in seen), 1e3 * mean(one.tpot for one in copies)),
-    )
-
-
-async def measure(client: httpx.AsyncClient) -> tuple[fit.Fit, float, list[Line]]:
-    """The fit at the end, what the client sees beside the steps, and each second run against its replay."""
-    memory = fit.start(None)
-
-    def learn(shown: fit.Round, seconds: float) -> None:
-        nonlocal memory
-        memory = fit.observe(memory, [shown], seconds)
-
-    def ignore(_: fit.Round, __: float) -> None:
-        pass
-
-    lines, rest = [], []
-    await run(client, max(LOADS), 0, ignore)
-    for at in range(PAIRS * len(LOADS)):
-        load = LOADS[at % len(LOADS)]
-        first = await run(client, load, at + 1, learn)
-        second = await run(client, load, at + 101, ignore)
-        step = fit.fitted(memory).step
-        if step is None:
-            raise ValueError(fit.fitted(memory).reason)
-        rest += [one.ttft - copy.ttft for one, copy in zip(first, replay(step, first), strict=True)]
-        lines.append(compared(step, load, second, max(0.0, statistics.median(rest))))
-    return fit.fitted(memory), max(0.0, statistics.median(rest)), lines
-
-
-async def main() -> int:
-    """Print everything."""
+def show(found: Report) -> None:
+    """The figures for people, and for programs."""
     out = sys.stdout
-    with tempfile.TemporaryDirectory() as folder:
-        async with engine(Path(folder)) as client:
-            found, added, lines = await measure(client)
-    print(f"{found.reason}; {found.step}; the client sees {added * 1e3:.1f} ms beside the steps", file=out)
-    print("at once  requests  TTFT ms measured replayed        TPOT ms measured replayed", file=out)
-    for line in lines:
+    print(
+        f"{found.fit.reason}; {found.fit.step}; the client sees {found.added * 1e3:.1f} ms beside the steps", file=out
+    )
+    print("        run  requests  TTFT ms measured replayed        TPOT ms measured replayed", file=out)
+    for line in found.lines:
         print(
-            f"{line.load:7d} {line.requests:9d} {line.ttft[0]:17.1f} {line.ttft[1]:8.1f} ({line.errors[0]:4.0%})"
+            f"{line.name:>11} {line.requests:9d} {line.ttft[0]:17.1f} {line.ttft[1]:8.1f} ({line.errors[0]:4.0%})"
             f" {line.tpot[0]:11.2f} {line.tpot[1]:8.2f} ({line.errors[1]:4.0%})",
             file=out,
         )
-    ttft, tpot = (statistics.median(line.errors[at] for line in lines) for at in (0, 1))
-    print(json.dumps({"median_ttft_error": round(ttft, 3), "median_tpot_error": round(tpot, 3)}), file=out)
+    print(json.dumps(found.figures), file=out)
+
+
+async def on_engine() -> Record:
+    """Start one and measure it."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with engine(Path(folder)) as client:
+            return await measure(client)
+
+
+def main() -> int:
+    """Print everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--record", type=Path, help="keep what was recorded")
+    which.add_argument("--from", type=Path, dest="kept", help="compare what was recorded before")
+    given = parser.parse_args()
+    record = read(given.kept) if given.kept else asyncio.run(on_engine())
+    if given.record:
+        write(given.record, record)
+    show(report(record))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())
