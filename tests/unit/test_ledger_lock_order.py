@@ -6,7 +6,7 @@ hiding a deadlock by running the transaction that PostgreSQL ended again.
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from fairlead_operator.ledger.transaction import SqlBooks
 from fairlead_operator.ledger.windows import window_at
 from fairlead_router.contract import Ask, Holding, LedgerBudget, PutBudgets, SyncAnswer, SyncRequest
 from tests.builders import postgres
-from tests.builders.ledger import budget, caller
+from tests.builders.ledger import budget, caller, line
 
 WAIT_S = 60
 TTL_MS = 30_000
@@ -204,3 +204,30 @@ def test_accounts_that_one_ledger_takes_for_a_sessions_own_are_not_waited_for_in
     answer(first)
     answer(second)
     assert one(ledgers[0], "SELECT sum(charged)::bigint, max(holders) FROM account") == (4, 3)
+
+
+def test_who_changes_a_sessions_own_accounts_last_does_not_wait_for_who_waits_for_it(
+    url: str, ledgers: tuple[Store, Store], gate: psycopg.Connection
+) -> None:
+    ledger = ledgers[0]
+    put(ledger, budget("keys", per="Caller", period="Year"))
+    keys = tuple(ask for key in "ab" for ask in asks("keys", key=key))
+    opened = answer(say(ledger, SyncRequest(session="s1", seq=1, asks=keys)))
+    own, common = sorted(item.account for item in opened.accounts)
+    (name,) = (item.key for item in opened.accounts if item.account == common)
+    answer(say(ledger, SyncRequest(session="s2", seq=1, asks=asks("keys", key=name))))
+    answer(say(ledger, SyncRequest(session="s1", seq=2, usage=(line(),))))
+    ledger.submit(lambda connection: connection.exec_driver_sql("SET deadlock_timeout = '5ms'")).result(WAIT_S)
+    with psycopg.connect(url) as another:
+        gate.execute("SELECT 1 FROM usage FOR UPDATE")
+        another.execute("SELECT 1 FROM account WHERE id = %s FOR UPDATE", (own,))
+        told = tuple(Holding(account=id_, granted=7, charged=1) for id_ in (own, common))
+        first = say(ledger, SyncRequest(session="s1", seq=3, holdings=told, usage=(line(),)))
+        until_waiting(url, 1, gate)
+        with ThreadPoolExecutor(1) as pool:
+            behind = pool.submit(another.execute, "SELECT 1 FROM account WHERE id = %s FOR UPDATE", (common,))
+            until_waiting(url, 2)
+            gate.rollback()
+            behind.result(WAIT_S)
+    answer(first)
+    assert one(ledger, "SELECT sum(charged)::bigint FROM account") == (2,)

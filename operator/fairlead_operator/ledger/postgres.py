@@ -52,10 +52,6 @@ READERS: Final = 4
 OVERFLOW: Final = 8
 CONNECT_S: Final = 5
 LOCK_MS: Final = 10_000
-BRIEF_MS: Final = 50
-"""How long rows may be locked that are not waited for. Well below what PostgreSQL lets pass before it looks for
-circles (deadlock_timeout, a second), and above what it takes to make a table's file longer, a lock as well."""
-_BRIEFLY = f"SET LOCAL lock_timeout = {BRIEF_MS}"
 _DIALECT: Any = psycopg.dialect()  # type: ignore[no-untyped-call]
 _new = tuple.__new__
 log = logging.getLogger(__name__)
@@ -93,14 +89,17 @@ class Text:
         """Write rows that come as a list; how many were found."""
         return self.run(connection, self._lists(rows))
 
-    def change_at_once(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
-        """As the last of a transaction, ``change``. 0, and it cannot go on, where others keep one of the rows locked.
+    def change_at_once(
+        self, connection: Connection, rows: Sequence[Sequence[Any]], lock: "Text", parameters: dict[str, Any]
+    ) -> int:
+        """``change`` of rows that are first locked, by ``lock``. 0, where others keep one locked: it cannot go on then.
 
-        It may have locked whatever it likes before: who does not wait is in no circle of those who do.
+        It may have locked whatever it likes before: who does not wait is in no circle of those who do. A short wait
+        would not do: others may have waited for long already, and PostgreSQL look for circles at that moment.
         """
         try:
             with unanswered(connection):
-                raw(connection).execute(_BRIEFLY)
+                raw(connection).execute(lock.text, parameters)
                 cursor = raw(connection).execute(self.text, self._lists(rows))
         except LockNotAvailable:
             return 0

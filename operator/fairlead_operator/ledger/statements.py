@@ -307,6 +307,13 @@ MOVED: Final[tuple[str, ...]] = ("held", "charged", "cap_high")
 _moving, _moved = postgres.updating(account, {"id": "account"} | {name: f"was_{name}" for name in MOVED}, MOVED)
 MOVE_ACCOUNT = postgres.compiled(_moving, _NO_ROW, _moved)
 """Only where they are what the change was decided on."""
+FREE_ACCOUNTS = postgres.compiled(
+    select(account.c.id)
+    .where(account.c.id.in_(postgres.ids("ids", BigInteger)))
+    .with_for_update(key_share=True, nowait=True),
+    _NO_ROW,
+)
+"""Locked; an error if others have one of them locked."""
 
 # --- sessions and holdings
 

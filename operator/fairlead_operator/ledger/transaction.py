@@ -110,7 +110,10 @@ class SqlBooks:
             (new.held, new.charged, new.cap_high, id_, old.held, old.charged, old.cap_high)
             for id_, (old, new) in moved.items()
         ]
-        return not rows or sql.MOVE_ACCOUNT.change_at_once(self._connection, rows) == len(rows)
+        if not rows:
+            return True
+        ids = {"ids": sql.as_list(moved)}
+        return sql.MOVE_ACCOUNT.change_at_once(self._connection, rows, sql.FREE_ACCOUNTS, ids) == len(rows)
 
     def put_rows(self, rows: Iterable[tuple[str, Place, Row]], known: set[tuple[str, Place]]) -> Callable[[], bool]:
         """Store holdings of many sessions: those ``known`` are there, and removed if they are of nothing now.
