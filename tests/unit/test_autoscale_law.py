@@ -114,17 +114,26 @@ def test_a_replica_goes_only_after_staying_has_cost_more_than_a_start() -> None:
     assert pool.current < before
 
 
-def test_a_longer_start_makes_the_law_more_patient() -> None:
-    def lasts(cold_start_ms: int) -> int:
-        pool = Pool(settings(variant(current=8, cold_start_ms=cold_start_ms)))
-        pool.run(2 * HOUR, 75.0)
-        before, ticks = pool.current, 0
-        while pool.current >= before and ticks < 2000:
-            pool.tick(37.0)
-            ticks += 1
-        return ticks
+def lasts(cold_start_ms: int, events: float = 0.0) -> int:
+    """Ticks for which replicas stay after the demand halved, where so many changes were made lately."""
+    pool = settled(75.0, hours=0.5, current=8)
+    pool.given = settings(variant(current=pool.current, cold_start_ms=cold_start_ms))
+    pool.memory = replace(pool.memory, events=events)
+    before, ticks = pool.current, 0
+    while pool.current >= before and ticks < 2000:
+        pool.tick(37.0)
+        ticks += 1
+    return ticks
 
+
+def test_a_longer_start_makes_the_law_more_patient() -> None:
     assert lasts(30_000) < lasts(300_000)
+
+
+def test_many_changes_make_it_more_patient_unless_a_start_costs_more_than_they() -> None:
+    assert lasts(120_000, events=15) > lasts(120_000)
+    assert lasts(300_000, events=15) == lasts(300_000)
+    assert lasts(300_000, events=24) > lasts(300_000)
 
 
 def test_nothing_goes_while_a_router_is_silent() -> None:

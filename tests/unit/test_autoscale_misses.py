@@ -27,6 +27,11 @@ def test_at_the_allowed_share_the_price_moves_slowly() -> None:
     assert after(0.01, 3).price(0.99) == pytest.approx(after(0.01, 1).price(0.99), rel=0.5)
 
 
+def test_the_misses_of_a_young_account_hardly_move_the_price_and_those_of_a_day_do() -> None:
+    assert after(0.02, 0.5).price(0.99) < 1.3 * Misses().price(0.99)
+    assert after(0.02, 6).price(0.99) > 1.5 * Misses().price(0.99)
+
+
 def test_an_account_in_balance_makes_misses_a_little_dearer_to_build_a_reserve() -> None:
     assert after(0.01, 6).base > Misses().base
 

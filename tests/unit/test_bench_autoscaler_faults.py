@@ -79,7 +79,8 @@ def taken(name: str, monkeypatch: pytest.MonkeyPatch) -> Deceived:
     sizes = array("i", [100] * len(arrivals)), array("i", [20] * len(arrivals))
     policy = Deceived((variant,), CHAT, told=FAULTS[name], lasts_ms=10**9)
     # Known, so that none is simulated.
-    policy._curves, policy._measured = {LLAMA: ((1, CURVE),)}, 0.0
+    policy._curves = {LLAMA: ((1, CURVE),)}
+    monkeypatch.setattr(Deceived, "_due", lambda _self, _now: False)
     run(Workload(arrivals, *sizes, seconds), (variant,), CHAT, policy, count_from=0.0)
     return policy
 

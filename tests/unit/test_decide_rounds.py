@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_operator.decide.autoscale.mix import MAX_MIX
 from fairlead_operator.decide.rounds import (
-    MAX_MIX,
     MOST,
     WINDOW_MS,
     Counts,

@@ -183,7 +183,7 @@ def test_nothing_goes_while_a_router_is_silent(curves: KnownCurves) -> None:
 
 def test_what_budgets_leave_is_not_passed(curves: KnownCurves) -> None:
     law, cap = PoolLaw(), Spending(per_hour=2 * 2_950_000_000)
-    assert max(driven(law, chat(), curves, 60, 500, spending=cap)) == 2
+    assert max(driven(law, chat(), curves, 60, 110, spending=cap)) == 2
     assert law.wish is not None
     assert law.wish.bound_by == "SpendCap"
 

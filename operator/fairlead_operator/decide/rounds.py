@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 
+from fairlead_operator.decide.autoscale.mix import mixed
 from fairlead_operator.decide.signals import STALE_MS, Report, Router, heard_from
+from fairlead_operator.performance.step import Mix
 from fairlead_router.contract import PoolSignals
 
 MOST = 1_000_000
@@ -20,7 +22,6 @@ WINDOW_MS = 300_000
 """How long the figures of ``status.service`` reach back."""
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
-MAX_MIX = 512
 _TOKENS = frozenset({"arrived_tokens", "output_tokens"})
 
 
@@ -77,7 +78,7 @@ class Seen:
     at_ms: int = 0
     routers: Mapping[str, Heard] = field(default_factory=dict)
     recent: tuple[Round, ...] = ()
-    mix: tuple[tuple[int, int], ...] = ()
+    mix: Mix = ()
 
     @property
     def last(self) -> Round:
@@ -124,7 +125,8 @@ def look(  # noqa: PLR0917 - what is known, what is new, and when
     )
     recent = tuple(one for one in seen.recent if one.at_ms > now_ms - WINDOW_MS)
     routers_now = {router: _heard(report, pool) for router, report in told.items()}
-    return Seen(now_ms, routers_now, (*recent, done), (*seen.mix, *samples)[-MAX_MIX:])
+    mix = mixed(seen.mix, samples, (now_ms - seen.at_ms) / 1000)
+    return Seen(now_ms, routers_now, (*recent, done), mix)
 
 
 def attainment_percent(rounds: Sequence[Round]) -> int | None:

@@ -90,6 +90,11 @@ def curve(engine: Engine, mix: Mix, objectives: Objectives, seed: int = 1, repli
     return Curve(tuple(loads), tuple(_falling([shares[load] for load in loads])), slots)
 
 
+def stable_load(engine: Engine, mix: Mix) -> float:
+    """Requests/s of one replica beyond which its queue grows without end. Raises as ``curve`` does."""
+    return _Means(engine, mix).stable_load()
+
+
 class _Means:
     """Of the requests of a mix, over their lives: what one takes of each bounded thing, summed over its steps."""
 

@@ -67,5 +67,4 @@ class Objectives:
 
 
 Mix = tuple[tuple[int, int], ...]
-"""Samples (prompt tokens, output tokens) of what a pool was asked lately; at most 512."""
-MAX_MIX = 512
+"""Samples (prompt tokens, output tokens) of what a pool was asked lately."""

@@ -1,20 +1,26 @@
 """The operator's own law as a policy of the simulator: what a tick shows becomes one round of scrapes."""
 
-from collections import deque
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead_operator.decide.autoscale import Memory, Observation, Settings, VariantState, Wish, step
-from fairlead_operator.performance.curve import Curve, curve
-from fairlead_operator.performance.step import MAX_MIX, Engine, Mix, Objectives
+from fairlead_operator.decide.autoscale.mix import MAX_MIX, mixed
+from fairlead_operator.performance.curve import Curve, curve, stable_load
+from fairlead_operator.performance.step import Engine, Mix, Objectives
 from fairlead_operator.simulate.model import Variant
 from fairlead_operator.simulate.policy import View
 
 POOLS: Final = (1, 2, 4, 8)
 """Numbers of replicas whose curves the law is given, as far as the bounds allow."""
 REFRESH: Final = 3600.0
-"""Seconds after which the curves are measured anew, on the requests of late."""
+"""Seconds after which the requests of late are compared with those that the curves were measured on."""
+MOVED: Final = 0.1
+"""Change of what an engine could serve at most, as a logarithm, from which on curves are measured anew: without need it
+moves them by chance, and what was learned of the pool fits them no more."""
+SOME: Final = 512
+"""Requests from which on capacities are measured on them."""
 UNKNOWN_MIX: Final[Mix] = ((1000, 200),)
 """Until requests have finished."""
 NANO: Final = 1_000_000_000
@@ -30,14 +36,15 @@ class Fairlead:
     interval: float = 5.0
     wish: Wish | None = None
     _memory: Memory = field(default_factory=lambda: Memory(since_ms=0))
-    _mix: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MAX_MIX))
+    _mix: Mix = ()
     _curves: dict[Engine, tuple[tuple[int, Curve], ...]] = field(default_factory=dict)
-    _measured: float | None = None
+    _measured_on: Mix = ()
+    _checked: float = 0.0
     _last_request: float = 0.0
 
     def desired(self, view: View) -> Sequence[int]:
         """Replicas by variant."""
-        self._mix.extend(view.samples)
+        self._mix = mixed(self._mix, view.samples, self.interval)
         if view.arrivals:
             self._last_request = view.now
         self._refresh(view.now)
@@ -45,18 +52,33 @@ class Fairlead:
         return [replicas for _name, replicas in self.wish.counts]
 
     def _refresh(self, now: float) -> None:
-        """Measure the curves once without requests, once when there are enough of them, and then every hour."""
-        full = len(self._mix) == MAX_MIX
-        if self._curves and (not full or (self._measured is not None and now < self._measured + REFRESH)):
+        """Measure the curves once without requests, and then whenever it is time."""
+        if self._curves and not self._due(now):
             return
-        mix = tuple(self._mix) or UNKNOWN_MIX
+        mix = self._mix or UNKNOWN_MIX
         most = max(self._most, 1)
         pools = [pool for pool in POOLS if pool <= most]
         for variant in self.variants:
             self._curves[variant.engine] = tuple(
                 (pool, curve(variant.engine, mix, self.objectives, replicas=pool)) for pool in pools
             )
-        self._measured = now if full else None
+        self._checked, self._measured_on = now, mix
+
+    def _due(self, now: float) -> bool:
+        """Once there are some requests, once there are as many as are kept, then where an hour changed their sizes."""
+        known, before = len(self._mix), len(self._measured_on)
+        if known < SOME:
+            return False
+        if before < SOME or before < known == MAX_MIX:
+            return True
+        if now < self._checked + REFRESH:
+            return False
+        self._checked = now
+        return any(self._moved(variant.engine) for variant in self.variants)
+
+    def _moved(self, engine: Engine) -> bool:
+        """Whether the engine could serve clearly more or fewer of the requests of late than of those measured on."""
+        return abs(math.log(stable_load(engine, self._mix) / stable_load(engine, self._measured_on))) > MOVED
 
     @property
     def _most(self) -> int:

@@ -271,7 +271,7 @@ def _worth_a_start(case: _Case, up: _Option) -> bool:
 
 def _start_s(case: _Case) -> float:
     """What a start counts as, in seconds of a replica: more, the more changes there were lately."""
-    return max(case.cold_start_s, SHORTEST_START_S) * max(1.0, case.memory.events / EVENTS_FREE) ** THRIFT
+    return max(case.cold_start_s, SHORTEST_START_S * max(1.0, case.memory.events / EVENTS_FREE) ** THRIFT)
 
 
 def _may_shrink(case: _Case) -> bool:

@@ -19,12 +19,11 @@ SLOW_S: Final = 300.0
 GAIN: Final = 5.0
 """Change of the price's logarithm for a day's allowance."""
 DRIFT: Final = 12.0 / DAY_S
-FIRST_PRICE: Final = 15.0
+FIRST_PRICE: Final = 10.0
 """A miss costs so many times what serving a request costs, at first."""
 LOWEST_PRICE: Final = 1.5
-HIGHEST_PRICE: Final = 30.0
+HIGHEST_PRICE: Final = 34.0
 LEAST_AGE_S: Final = 60.0
-YOUNG_S: Final = 7200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,14 @@ class Misses:
         return math.exp(min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), exponent)))
 
     def _balance(self, attainment: float) -> float:
-        """What is left, in allowances of a day, or of the time that is known, at the mean rate so far."""
+        """What is left, in allowances of a day at the mean rate so far.
+
+        Of a young account too: measured by the little that is known, a few misses would move the price manifold, and
+        what is dear in one hour and cheap in the next is bought at the wrong time.
+        """
         age = max(LEAST_AGE_S, self.age_s)
         seconds = DAY_S / math.log(2) * (1 - 0.5 ** (age / DAY_S))
-        allowance = (1 - attainment) * self.finished / seconds * min(DAY_S, max(YOUNG_S, self.age_s))
+        allowance = (1 - attainment) * self.finished / seconds * DAY_S
         return self.left(attainment) / allowance if allowance > 0 else 0.0
 
 
