@@ -231,6 +231,13 @@ def test_a_refusal_while_the_money_was_there_is_false() -> None:
     assert figures.delays == ["1 were refused although the money was there for 2 s"]
 
 
+def test_one_refusal_in_a_thousand_may_come_late_to_money_that_was_there() -> None:
+    for right, delays in ((998, 1), (999, 0)):
+        run = with_refusal(refused())
+        figures = check(replace(run, asked=[*run.asked, *[refused(bound=LIMIT)] * right]))
+        assert (figures.judged_rejections, figures.held_back, len(figures.delays)) == (right + 1, 1, delays)
+
+
 def test_what_was_left_when_a_window_first_refused_is_told() -> None:
     run = with_refusal(refused(bound=900))
     assert check(run).left_at_first_percent == 100 * (LIMIT - 180) / LIMIT
