@@ -63,6 +63,21 @@ def test_what_scatters_by_the_minute_is_not_taken_for_steps() -> None:
     assert outlook(seen, HORIZON).quantile(0.95) > 44.0
 
 
+def test_after_hours_of_small_steps_a_large_one_is_still_seen_at_once() -> None:
+    chance = random.Random(3)  # noqa: S311 - chance, not a secret
+    windows = [60.0 * chance.uniform(0.94, 1.06) for _ in range(37)]
+    unsteady = after(6 * HOUR, lambda now: windows[int(now / 600)])
+    assert max(unsteady.run.dispersion) < 1.5
+    assert after(20, lambda _: 90.0, unsteady).run.since_s >= 6 * HOUR - 10
+
+
+def test_scatter_is_measured_in_rounds_of_any_length() -> None:
+    demand, chance = started(0.0), random.Random(4)  # noqa: S311 - chance, not a secret
+    for minute in range(1, 240):
+        demand = observe(demand, 60.0 * minute, round(2400 * chance.uniform(0.8, 1.2)), HORIZON)
+    assert min(demand.run.dispersion) > 3
+
+
 def test_a_rate_that_steps_often_is_expected_to_step_again() -> None:
     stepping = after(4 * HOUR, lambda now: 40.0 if int(now / 700) % 2 else 60.0)
     calm = after(4 * HOUR, lambda _: 50.0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_operator.decide.autoscale.service import SHARES, STEADY_S, Done, Service, learn, pools
+from fairlead_operator.decide.autoscale.service import SHARES, STEADY_S, Done, Service, learn, measured, pools
 from fairlead_operator.performance.curve import Curve
 from tests.builders.autoscale import CURVE
 
@@ -119,3 +119,36 @@ def test_the_first_minutes_after_a_change_teach_nothing() -> None:
     service = learn(service, 4, STEADY_S, Done(1000, 1000, 1.0), steady=True)
     assert service.finished == 0
     assert learn(service, 4, STEADY_S + 5, Done(1000, 1000, 1.0), steady=True).factor < 1
+
+
+@pytest.mark.parametrize(
+    ("missed", "ratio", "left"),
+    [
+        (0.05, 0.8, "some"),
+        (0.05, 0.01, "none"),
+        (0.05, 1.5, "all"),
+        (0.0, 1.1, "some"),
+        (0.0, 50.0, "none"),
+        (0.0, 0.5, "all"),
+    ],
+)
+def test_curves_that_are_measured_anew_take_over_what_was_learned_in_their_place(
+    missed: float, ratio: float, left: str
+) -> None:
+    # A ratio below 1: a replica takes less by the new curves, as more misses than predicted had already said.
+    service = taught(missed=missed, predicted=0.02, service=measured(Service(), 10.0), rounds=400)
+    after = measured(service, 10.0 * ratio)
+    assert after.finished == 0
+    if left == "none":
+        assert after.correction == 0
+    elif left == "all":
+        assert after.correction == service.correction
+    else:
+        assert after.factor * ratio == pytest.approx(service.factor)
+
+
+def test_the_first_curves_and_the_same_curves_leave_what_is_known() -> None:
+    service = taught(missed=0.05, predicted=0.01)
+    first = measured(service, 10.0)
+    assert first.correction == service.correction
+    assert measured(first, 10.0) is first

@@ -14,7 +14,7 @@ from fairlead_operator.simulate.policy import View
 
 POOLS: Final = (1, 2, 4, 8)
 """Numbers of replicas whose curves the law is given, as far as the bounds allow."""
-REFRESH: Final = 3600.0
+REFRESH: Final = 300.0
 """Seconds after which the requests of late are compared with those that the curves were measured on."""
 MOVED: Final = 0.1
 """Change of what an engine could serve at most, as a logarithm, from which on curves are measured anew: without need it
@@ -65,7 +65,7 @@ class Fairlead:
         self._checked, self._measured_on = now, mix
 
     def _due(self, now: float) -> bool:
-        """Once there are some requests, once there are as many as are kept, then where an hour changed their sizes."""
+        """Once there are some requests, once there are as many as are kept, then where their sizes changed."""
         known, before = len(self._mix), len(self._measured_on)
         if known < SOME:
             return False

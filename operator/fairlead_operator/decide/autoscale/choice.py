@@ -66,6 +66,15 @@ class Fleet:
         return missing
 
 
+def typical_load(variants: Sequence[VariantState], attainment: float) -> float:
+    """Requests/s that a replica takes by the curves, in the mean of the variants."""
+    return sum(_load(variant, attainment) for variant in variants) / len(variants)
+
+
+def _load(variant: VariantState, attainment: float) -> float:
+    return max(1e-6, pools(variant.curves).of(TYPICAL_POOL).capacity(attainment))
+
+
 def fleet(variants: Sequence[VariantState], attainment: float, factor: float, misses_cost: float) -> Fleet:
     """The variants to choose from; a miss costs ``misses_cost`` times what a request costs on the cheapest of them."""
     known = [variant.price for variant in variants if variant.price is not None]
@@ -73,7 +82,7 @@ def fleet(variants: Sequence[VariantState], attainment: float, factor: float, mi
     kinds = tuple(
         Kind(
             price=(dearest if variant.price is None else max(1, variant.price)) / 3600,
-            load=max(1e-6, pools(variant.curves).of(TYPICAL_POOL).capacity(attainment)),
+            load=_load(variant, attainment),
             least=variant.minimum,
             most=1 << 30 if variant.maximum is None else variant.maximum,
         )

@@ -25,7 +25,9 @@ MOST_DISPERSION: Final = 4.0
 TREND_FROM_S: Final = 1500.0
 TOLD_EVERY_S: Final = 30.0
 MAX_TOLD: Final = 48
-MAX_RECENT: Final = 64
+RECENT_KEPT_S: Final = 2 * STEP_WINDOWS[-1]
+"""How much a window scatters is told by the one before it."""
+MAX_RECENT: Final = 128
 DAY_MS: Final = 86_400_000
 DAYS_OF_TEMPLATE: Final = 2
 
@@ -113,10 +115,15 @@ class Demand:
     forecasters: tuple[Forecaster, ...] = ()
 
     @property
+    def minute(self) -> tuple[float, int]:
+        """Seconds and arrivals of the rounds of a minute, to the last one that is known."""
+        return _total([one for one in self.recent if one.at_s > self.recent[-1].at_s - RECENT_S])
+
+    @property
     def rate(self) -> float:
         """Requests a second over the last minute."""
-        seconds = sum(one.seconds for one in self.recent)
-        return sum(one.arrivals for one in self.recent) / seconds if seconds else 0.0
+        seconds, arrivals = self.minute
+        return arrivals / seconds if seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,7 @@ def observe(demand: Demand, at_s: float, arrivals: int, horizon_s: float, histor
     seconds = at_s - demand.at_s
     if seconds <= 0:
         return demand
-    kept = [one for one in demand.recent if one.at_s > at_s - RECENT_S][1 - MAX_RECENT :]
+    kept = [one for one in demand.recent if one.at_s > at_s - RECENT_KEPT_S][1 - MAX_RECENT :]
     recent = (*kept, Round(at_s, seconds, arrivals))
     age = demand.age_s + seconds
     demand = replace(
@@ -224,26 +231,51 @@ def _run(run: Run, recent: Sequence[Round]) -> Run:
     """The run with one more round, or a new one when the last seconds are not of the same rate.
 
     The count of a window is compared with what the run before it makes expect. A count of independent arrivals has a
-    variance equal to its mean; where the pool scatters more than that, a step must stand out from this scatter.
+    variance equal to its mean; where the pool scatters more than that, a step must stand out from this scatter. That is
+    measured between a window and the one before it: beside the run, a rate that drifts would look like scatter, and the
+    next step would be hidden by it.
     """
     newest = recent[-1]
     seconds, arrivals = run.seconds + newest.seconds, run.arrivals + newest.arrivals
     dispersion = list(run.dispersion)
     for place, window in enumerate(STEP_WINDOWS):
         inside = [one for one in recent if one.at_s > newest.at_s - window]
-        long, count = sum(one.seconds for one in inside), sum(one.arrivals for one in inside)
-        before = seconds - long
-        if before < STEP_WINDOWS[1]:
+        long, count = _total(inside)
+        if seconds - long < STEP_WINDOWS[1]:
             continue
-        expected = (arrivals - count) / before * long
-        square = (count - expected) ** 2 / (max(1.0, expected) * (1 + long / before))
-        if square > STEP_SIGMAS**2 * dispersion[place]:
+        if _square(count, long, arrivals - count, seconds - long) > STEP_SIGMAS**2 * dispersion[place]:
             return _stepped(seconds, arrivals, inside, tuple(dispersion))
-        seen = min(square, MOST_DISPERSION * dispersion[place]) - dispersion[place]
-        dispersion[place] = max(1.0, dispersion[place] + seen * min(1.0, newest.seconds / DISPERSION_S))
+        span, other = _before(recent[: -len(inside)], long)
+        if span >= long:
+            seen = min(_square(count, long, other, span), MOST_DISPERSION * dispersion[place]) - dispersion[place]
+            dispersion[place] = max(1.0, dispersion[place] + seen * min(1.0, newest.seconds / DISPERSION_S))
     kept = min(1.0, STEP_MEMORY_S / seconds)
     levels = _levels(run.levels, newest.arrivals / newest.seconds, newest.seconds, seconds)
     return Run(seconds * kept, arrivals * kept, run.since_s, levels, tuple(dispersion))
+
+
+def _total(rounds: Sequence[Round]) -> tuple[float, int]:
+    """Seconds and arrivals."""
+    return sum(one.seconds for one in rounds), sum(one.arrivals for one in rounds)
+
+
+def _before(rounds: Sequence[Round], least_s: float) -> tuple[float, int]:
+    """Seconds and arrivals of the last of these rounds that make up so long; of all if they are shorter."""
+    seconds, arrivals = 0.0, 0
+    for one in reversed(rounds):
+        if seconds >= least_s:
+            break
+        seconds, arrivals = seconds + one.seconds, arrivals + one.arrivals
+    return seconds, arrivals
+
+
+def _square(count: float, long: float, other: float, span: float) -> float:
+    """Squared deviation of a count within ``long`` seconds from what ``other`` within ``span`` makes expect.
+
+    In units of its variance, if arrivals are independent.
+    """
+    expected = other / span * long
+    return (count - expected) ** 2 / (max(1.0, expected) * (1 + long / span))
 
 
 def _stepped(seconds: float, arrivals: float, inside: Sequence[Round], dispersion: tuple[float, ...]) -> Run:
@@ -251,8 +283,7 @@ def _stepped(seconds: float, arrivals: float, inside: Sequence[Round], dispersio
     best, found, long, count = -1.0, Run(), 0.0, 0
     for one in reversed(inside):
         long, count = long + one.seconds, count + one.arrivals
-        expected = (arrivals - count) / (seconds - long) * long
-        square = (count - expected) ** 2 / (max(1.0, expected) * (1 + long / (seconds - long)))
+        square = _square(count, long, arrivals - count, seconds - long)
         if square > best:
             levels = (count / long,) * (len(TAUS) + 1)
             best, found = square, Run(long, count, inside[-1].at_s, levels, dispersion)
@@ -278,7 +309,7 @@ def _judge(demand: Demand, horizon_s: float) -> Demand:
     due = [one for one in demand.told if one.at_s <= demand.at_s - horizon_s - RECENT_S]
     if not due:
         return replace(demand, told=demand.told[-MAX_TOLD:])
-    seconds = sum(one.seconds for one in demand.recent)
+    seconds, _ = demand.minute
     told = due[-1]
     if seconds >= RECENT_S / 2:
         rate, least = demand.rate, 0.5 / seconds  # half a request: a rate of 0 is no unit

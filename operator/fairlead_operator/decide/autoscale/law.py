@@ -16,7 +16,7 @@ from fairlead_operator.api.v1alpha1 import Reason, ScalingReason
 from fairlead_operator.decide.autoscale import demand as forecast
 from fairlead_operator.decide.autoscale import misses as account
 from fairlead_operator.decide.autoscale import service as capacity
-from fairlead_operator.decide.autoscale.choice import Fleet, Numbers, best, fleet, options
+from fairlead_operator.decide.autoscale.choice import Fleet, Numbers, best, fleet, options, typical_load
 from fairlead_operator.decide.autoscale.demand import Demand, Outlook
 from fairlead_operator.decide.autoscale.misses import Misses
 from fairlead_operator.decide.autoscale.service import Service
@@ -26,9 +26,9 @@ from fairlead_operator.decide.autoscale.words import Judgement, Shown, wish
 TICKS_S: Final = 10.0
 """Two rounds: one until a change is seen, one until it is acted on."""
 UP: Final = 0.25
-DOWN: Final = 1.0
+DOWN: Final = 0.5
 """Shares of a start's cost that staying must have cost before replicas are added or taken away."""
-SHORTEST_START_S: Final = 120.0
+SHORTEST_START_S: Final = 240.0
 """Even a faster start costs so much: pods are placed, caches are lost, and routers must learn of a change."""
 DOWN_EVERY_S: Final = 60.0
 CALM_MISSES: Final = 0.05
@@ -46,10 +46,10 @@ MOST_BACKLOG: Final = 0.5
 MOST_ADDED: Final = 4
 """Replicas may double, or grow by so many, until those are ready: one wrong figure must not run up a bill."""
 EVENTS_HALF_LIFE_S: Final = 43_200.0
-EVENTS_FREE: Final = 12.0
-THRIFT: Final = 4
+EVENTS_FREE: Final = 17.0
+THRIFT: Final = 6
 """Above so many changes in about a day each must be worth more, by this power of their number: with 40 a day more than
-thirty times a start. So a demand that pays for many changes gets few more than a calm one, and none is forbidden."""
+twenty times a start. So a demand that pays for many changes gets few more than a calm one, and none is forbidden."""
 OVERDUE_STARTS: Final = 3
 """A replica that has not become ready in the time of so many starts holds up no decision."""
 LOAD_STEP: Final = 1.25
@@ -193,7 +193,8 @@ def _learned(memory: Memory, demand: Demand, seen: Observation, settings: Settin
         using = fleet(settings.variants, settings.objectives.attainment, memory.service.factor, 0.0)
         share = 1 - using.misses(running, at) / demand.rate
     done = capacity.Done(seen.finished, seen.missed, share)
-    service = capacity.learn(memory.service, sum(running), at_s, done, steady=steady and demand.rate > 0)
+    service = capacity.measured(memory.service, typical_load(settings.variants, settings.objectives.attainment))
+    service = capacity.learn(service, sum(running), at_s, done, steady=steady and demand.rate > 0)
     return replace(memory, service=service)
 
 

@@ -34,9 +34,13 @@ MOST_LEARNED: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What was learned: the logarithm of the factor by which real replicas take more load than simulated ones."""
+    """What was learned: the logarithm of the factor by which real replicas take more load than simulated ones.
+
+    ``load`` is what a replica took by the curves that this corrects, in requests/s.
+    """
 
     correction: float = 0.0
+    load: float = 0.0
     ready: int = 0
     ready_since_s: float = 0.0
     finished: int = 0
@@ -137,6 +141,19 @@ def learn(service: Service, ready: int, at_s: float, done: Done, *, steady: bool
     change = gain * (predicted - missed) / (predicted + missed + MISSES_NEEDED / 2)
     correction = max(-MOST_LEARNED, min(MOST_LEARNED, service.correction + change))
     return replace(_emptied(service), correction=correction, lessons=service.lessons + 1)
+
+
+def measured(service: Service, load: float) -> Service:
+    """What is known once a replica takes so many requests/s by curves that were measured anew.
+
+    Requests that grow are noticed by their misses before they are by their sizes. What was learned of them is in the
+    new curves, and would count twice: of the correction remains what these do not explain.
+    """
+    if load == service.load:
+        return service
+    explained = math.log(service.load / load) if service.load else 0.0
+    low, high = sorted((0.0, service.correction))
+    return replace(_emptied(service), load=load, correction=min(high, max(low, service.correction + explained)))
 
 
 def _emptied(service: Service) -> Service:
