@@ -71,10 +71,12 @@ def test_after_hours_of_small_steps_a_large_one_is_still_seen_at_once() -> None:
     assert after(20, lambda _: 90.0, unsteady).run.since_s >= 6 * HOUR - 10
 
 
-def test_scatter_is_measured_in_rounds_of_any_length() -> None:
-    demand, chance = started(0.0), random.Random(4)  # noqa: S311 - chance, not a secret
-    for minute in range(1, 240):
-        demand = observe(demand, 60.0 * minute, round(2400 * chance.uniform(0.8, 1.2)), HORIZON)
+@pytest.mark.parametrize(("seconds", "late"), [(60.0, 0.0), (5.0, 0.02), (5.0, 0.4)])
+def test_scatter_is_measured_in_rounds_of_any_length(seconds: float, late: float) -> None:
+    demand, chance, at_s = started(0.0), random.Random(4), 0.0  # noqa: S311 - chance, not a secret
+    while at_s < 4 * HOUR:
+        at_s += seconds + chance.uniform(0.0, late)
+        demand = observe(demand, at_s, round(40 * seconds * chance.uniform(0.5, 1.5)), HORIZON)
     assert min(demand.run.dispersion) > 3
 
 

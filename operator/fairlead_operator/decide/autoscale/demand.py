@@ -25,8 +25,8 @@ MOST_DISPERSION: Final = 4.0
 TREND_FROM_S: Final = 1500.0
 TOLD_EVERY_S: Final = 30.0
 MAX_TOLD: Final = 48
-RECENT_KEPT_S: Final = 2 * STEP_WINDOWS[-1]
-"""How much a window scatters is told by the one before it."""
+RECENT_KEPT_S: Final = 2.5 * STEP_WINDOWS[-1]
+"""How much a window scatters is told by the one before it, which may begin late."""
 MAX_RECENT: Final = 128
 DAY_MS: Final = 86_400_000
 DAYS_OF_TEMPLATE: Final = 2
