@@ -10,8 +10,9 @@ import pytest
 from fairlead_operator.clock import SystemClock
 from fairlead_operator.errors import ForbiddenError
 from fairlead_operator.kube.api import Api, Object
-from fairlead_operator.kube.reflector import Reflector, Source
+from fairlead_operator.kube.reflector import LONGEST_PAUSE_S, Reflector, Source
 from fairlead_operator.kube.resources import SERVICES
+from fairlead_operator.kube.wakeups import ERROR_PAUSES_S, settings
 from tests.builders.api_contract import service
 from tests.fakes.api_server import FakeApiServer, Fault
 from tests.fakes.clock import eventually
@@ -111,3 +112,11 @@ async def test_managed_fields_are_not_kept(rig: Rig) -> None:
     stored = rig.reflector.store.get("ns", "a")
     assert stored is not None
     assert "managedFields" not in stored["metadata"]
+
+
+def test_the_end_of_an_outage_is_noticed_within_ten_seconds() -> None:
+    pauses = settings().networking.error_backoffs
+    assert pauses == ERROR_PAUSES_S
+    assert max(ERROR_PAUSES_S) <= 10
+    assert sum(ERROR_PAUSES_S) > 60
+    assert LONGEST_PAUSE_S <= 10

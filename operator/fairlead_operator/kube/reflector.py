@@ -22,7 +22,7 @@ Changed = Callable[[Object | None, Object | None], None]
 """Called with the object before and after; None where it did not exist."""
 
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 8.0
 
 
 def key_of(body: Object) -> Key:

@@ -20,6 +20,9 @@ from fairlead_operator.kube.session import Login, open_session
 log = logging.getLogger(__name__)
 
 RETRY_S = 30.0
+ERROR_PAUSES_S = (1, 1, 2, 3, *(5,) * 12)
+"""Between tries of a request that failed. kopf's own pauses grow to 21 s: for so long nobody would notice that the API
+server is back."""
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -73,6 +76,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.connect_timeout = 10
     chosen.watching.reconnect_backoff = 1.0
     chosen.networking.request_timeout = 30
+    chosen.networking.error_backoffs = ERROR_PAUSES_S
     chosen.queueing.worker_limit = 64
     chosen.process.ultimate_exiting_timeout = 20
     return chosen
