@@ -363,18 +363,39 @@ def test_a_variant_without_a_price_counts_as_the_dearest() -> None:
     assert wish.cost_per_hour_before is None
 
 
+def test_a_cheaper_variant_takes_the_place_of_a_dearer_one_when_it_is_ready() -> None:
+    wish = after_minutes(60, 4.0, (variant("h100", 1, price=12 * USD), variant("l40s", 0, price=2 * USD)))
+    assert dict(wish.counts) == {"h100": 1, "l40s": 1}
+    assert wish.reason == ScalingReason.CHEAPER_VARIANT
+    assert "serves it for less" in wish.because
+    assert "takes the place of dearer replicas" in wish.message
+    after = after_minutes(60, 4.0, (variant("h100", 1, price=12 * USD), variant("l40s", 1, price=2 * USD)))
+    assert dict(after.counts) == {"h100": 0, "l40s": 1}
+
+
+def test_variants_that_cost_the_same_are_not_exchanged() -> None:
+    wish = after_minutes(120, 4.0, (variant("h100", 1), variant("h200", 0)))
+    assert dict(wish.counts) == {"h100": 1, "h200": 0}
+
+
+def test_an_exchange_that_the_bounds_do_not_allow_is_not_made() -> None:
+    variants = (variant("h100", 1, price=12 * USD), variant("l40s", 0, price=2 * USD))
+    assert dict(after_minutes(60, 4.0, variants, maximum=1).counts) == {"h100": 1, "l40s": 0}
+    assert dict(after_minutes(60, 4.0, variants, spend_cap_per_hour=13 * USD).counts) == {"h100": 1, "l40s": 0}
+
+
 def test_a_variant_keeps_its_minimum() -> None:
     reserved = variant("h100", 2, minimum=2)
     cheap = variant("l40s", 2, price=USD)
     assert dict(after_minutes(120, 5.0, (reserved, cheap)).counts)["h100"] == 2
 
 
-def after_minutes(minutes: int, rate: float, variants: tuple) -> Wish:  # type: ignore[type-arg]
+def after_minutes(minutes: int, rate: float, variants: tuple, **fields: object) -> Wish:  # type: ignore[type-arg]
     """The first change after so many minutes at a rate, or the last decision."""
     memory, wish = Memory(START), None
     for tick in range(1, minutes * 12 + 1):
         seen = observation(START + tick * TICK_MS, round(rate * 5))
-        memory, wish = step(memory, seen, settings(*variants))
+        memory, wish = step(memory, seen, settings(*variants, **fields))
         if wish.changed:
             return wish
     assert wish is not None

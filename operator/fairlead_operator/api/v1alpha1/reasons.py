@@ -76,6 +76,7 @@ class ScalingReason(StrEnum):
     FORECAST = "Forecast"
     BACKLOG = "Backlog"
     UNNEEDED = "Unneeded"
+    CHEAPER_VARIANT = "CheaperVariant"
     QUEUE_DEPTH = "QueueDepth"
     HELD_REQUESTS = "HeldRequests"
     LOW_DEMAND = "LowDemand"

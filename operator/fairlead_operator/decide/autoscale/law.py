@@ -68,7 +68,7 @@ MINUTE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the law remembers of a pool. ``regret_up`` and ``regret_down`` are in seconds of the cheapest replica."""
+    """What the law remembers of a pool. The regrets are in seconds of the cheapest replica."""
 
     since_ms: int
     at_ms: int = 0
@@ -77,6 +77,7 @@ class Memory:
     misses: Misses = field(default_factory=Misses)
     regret_up: float = 0.0
     regret_down: float = 0.0
+    regret_other: float = 0.0
     down_ms: int = 0
     events: float = 0.0
     last_request_ms: int = 0
@@ -226,14 +227,18 @@ def _judge(case: _Case) -> tuple[Memory, Judgement]:
         return _moved(case.memory, case, zero), zero
     up, bound = _best_above(case)
     down = _best_below(case)
+    other = _best_other(case)
     stay = case.fleet.cost(case.current, case.outlook)
     unit = min(kind.price for kind in case.fleet.kinds)
     memory = replace(
         case.memory,
         regret_up=_regret(case.memory.regret_up, stay, up, unit, case.seconds),
         regret_down=_regret(case.memory.regret_down, stay, down, unit, case.seconds),
+        regret_other=_regret(case.memory.regret_other, stay, other, unit, case.seconds),
     )
     judgement = _decided(replace(case, memory=memory), stay, up, down, bound)
+    if judgement.numbers == case.current and other is not None:
+        judgement = _exchanged(replace(case, memory=memory), other, judgement)
     return _moved(memory, case, judgement), judgement
 
 
@@ -260,6 +265,25 @@ def _decided(case: _Case, stay: float, up: _Option | None, down: _Option | None,
     if down.cost < stay and case.memory.regret_down >= DOWN * _start_s(case) * gone:
         return Judgement(down.numbers, sum(down.numbers), ScalingReason.UNNEEDED, "")
     return kept
+
+
+def _exchanged(case: _Case, other: _Option, kept: Judgement) -> Judgement:
+    """Start what another set has more of, when staying has cost it; what it has less of goes when that is ready."""
+    both = _union(other.numbers, case.current)
+    if not _may_shrink(case) or case.memory.regret_other < _start_s(case) * _added(case, both):
+        return kept
+    return Judgement(both, sum(both), ScalingReason.CHEAPER_VARIANT, "")
+
+
+def _union(one: Numbers, other: Numbers) -> Numbers:
+    return tuple(max(pair) for pair in zip(one, other, strict=True))
+
+
+def _added(case: _Case, numbers: Numbers) -> float:
+    """What these have more than the present ones, in replicas of the cheapest."""
+    unit = min(kind.price for kind in case.fleet.kinds)
+    more = zip(case.fleet.kinds, numbers, case.current, strict=True)
+    return sum(kind.price / unit * max(0, new - old) for kind, new, old in more)
 
 
 def _worth_a_start(case: _Case, up: _Option) -> bool:
@@ -323,13 +347,7 @@ def _unpaid(case: _Case) -> Judgement | None:
 
 def _best_above(case: _Case) -> tuple[_Option | None, _Bound]:
     """The best set that adds replicas, of those that the limits allow; and which limit forbids a better one."""
-    top = case.outlook.quantile(0.999) / case.fleet.factor
-    load = LOAD_STEP ** math.ceil(math.log(max(top, 1e-3), LOAD_STEP))
-    least = max(case.floor, sum(kind.least for kind in case.fleet.kinds))
-    sets = {
-        tuple(max(new, old) for new, old in zip(one, case.current, strict=True))
-        for one in options(case.fleet.kinds, least, max(least, MOST_CHOSEN), load)
-    }
+    sets = {_union(one, case.current) for one in _sets(case)}
     sets.discard(case.current)
     stay = math.inf if sum(case.current) < case.floor else case.fleet.cost(case.current, case.outlook)
     wanted = best(case.fleet, sets, case.outlook)
@@ -339,6 +357,27 @@ def _best_above(case: _Case) -> tuple[_Option | None, _Bound]:
     chosen = best(case.fleet, [one for one in sets if not _limit(case, one)], case.outlook) if by else wanted
     option = None if chosen is None or chosen[1] >= stay else _Option(*chosen)
     return option, _Bound(sum(wanted[0]), by)
+
+
+def _best_other(case: _Case) -> _Option | None:
+    """The best set with more of one variant and less of another, where the limits allow both at once for a while."""
+    if len(case.current) == 1 or sum(case.current) < case.floor:
+        return None
+    sets = [
+        one
+        for one in _sets(case)
+        if one != (both := _union(one, case.current)) != case.current and not _limit(case, both)
+    ]
+    found = best(case.fleet, sets, case.outlook)
+    return None if found is None or not _calm(case, found[0]) else _Option(*found)
+
+
+def _sets(case: _Case) -> tuple[Numbers, ...]:
+    """Those that may be the best for some rate up to what is hardly ever exceeded."""
+    top = case.outlook.quantile(0.999) / case.fleet.factor
+    load = LOAD_STEP ** math.ceil(math.log(max(top, 1e-3), LOAD_STEP))
+    least = max(case.floor, sum(kind.least for kind in case.fleet.kinds))
+    return options(case.fleet.kinds, least, max(least, MOST_CHOSEN), load)
 
 
 def _best_below(case: _Case) -> _Option | None:
@@ -404,7 +443,7 @@ def _moved(memory: Memory, case: _Case, judgement: Judgement) -> Memory:
         return memory
     less = sum(judgement.numbers) < sum(case.current)
     down_ms = case.observation.at_ms if less else memory.down_ms
-    return replace(memory, regret_up=0.0, regret_down=0.0, down_ms=down_ms, events=memory.events + 1)
+    return replace(memory, regret_up=0.0, regret_down=0.0, regret_other=0.0, down_ms=down_ms, events=memory.events + 1)
 
 
 def _cold_start_s(settings: Settings) -> float:

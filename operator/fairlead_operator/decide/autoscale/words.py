@@ -1,6 +1,8 @@
 """A decision of the law in words."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from fairlead_operator.api.v1alpha1 import Reason, ScalingReason
 from fairlead_operator.decide.autoscale.demand import Outlook
@@ -10,6 +12,11 @@ from fairlead_operator.decide.variants import VariantOption, change_text, cost_p
 from fairlead_operator.units import format_duration, format_usd
 
 HIGH = 0.9
+MORE: Final[Mapping[str, str]] = {
+    ScalingReason.UNNEEDED: " One less for now saves more than a start costs.",
+    ScalingReason.CHEAPER_VARIANT: " What is started takes the place of dearer replicas once it is ready.",
+}
+"""What is said besides, by the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ def _why(judgement: Judgement, shown: Shown, settings: Settings) -> str:
     waiting = f" {_requests(shown.backlog)} wait." if shown.backlog else ""
     total = sum(judgement.numbers)
     kept = f"{_replicas(total)} cost least with the misses to expect: one takes {rate_text(shown.capacity)}/s"
-    more = " One less for now saves more than a start costs." if judgement.reason == ScalingReason.UNNEEDED else ""
+    more = MORE.get(judgement.reason, "")
     unchanged = judgement.reason == STEADY and total == settings.current
     verb = "stay" if total > 1 else "stays"
     told = f"{_replicas(total)} {verb}: one takes {rate_text(shown.capacity)}/s" if unchanged else kept
@@ -117,8 +124,9 @@ def _because(judgement: Judgement, shown: Shown, settings: Settings) -> str:
         case ScalingReason.MIN_REPLICAS | ScalingReason.MAX_REPLICAS:
             bounds = f"the bounds are {settings.minimum} to {settings.maximum} replicas"
             return f"the {_budgets_text(settings)}" if judgement.bound_by == CapBound.SPEND else bounds
-        case ScalingReason.FORECAST | ScalingReason.UNNEEDED:
-            return f"{_expected(shown)}; one replica takes {rate_text(shown.capacity)}/s"
+        case ScalingReason.FORECAST | ScalingReason.UNNEEDED | ScalingReason.CHEAPER_VARIANT:
+            other = "another variant serves it for less: " if judgement.reason == ScalingReason.CHEAPER_VARIANT else ""
+            return f"{other}{_expected(shown)}; one replica takes {rate_text(shown.capacity)}/s"
         case _:
             return "demand is steady"
 
