@@ -6,8 +6,10 @@ and the one that was nearest lately is believed. The spread is that of its own e
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Final
 
 from fairlead_operator.decide.autoscale.values import History
@@ -53,6 +55,7 @@ PRIOR: Final = (
 SMALLEST: Final = 5e-4
 
 Spread = tuple[float, ...]
+_AT: Final = attrgetter("at_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Demand:
     @property
     def minute(self) -> tuple[float, int]:
         """Seconds and arrivals of the rounds of a minute, to the last one that is known."""
-        return _total([one for one in self.recent if one.at_s > self.recent[-1].at_s - RECENT_S])
+        return _total(_last(self.recent, RECENT_S))
 
     @property
     def rate(self) -> float:
@@ -239,7 +242,7 @@ def _run(run: Run, recent: Sequence[Round]) -> Run:
     seconds, arrivals = run.seconds + newest.seconds, run.arrivals + newest.arrivals
     dispersion = list(run.dispersion)
     for place, window in enumerate(STEP_WINDOWS):
-        inside = [one for one in recent if one.at_s > newest.at_s - window]
+        inside = _last(recent, window)
         long, count = _total(inside)
         if seconds - long < STEP_WINDOWS[1]:
             continue
@@ -252,6 +255,11 @@ def _run(run: Run, recent: Sequence[Round]) -> Run:
     kept = min(1.0, STEP_MEMORY_S / seconds)
     levels = _levels(run.levels, newest.arrivals / newest.seconds, newest.seconds, seconds)
     return Run(seconds * kept, arrivals * kept, run.since_s, levels, tuple(dispersion))
+
+
+def _last(rounds: Sequence[Round], seconds: float) -> Sequence[Round]:
+    """Those of the last so many seconds, to the newest."""
+    return rounds[bisect_right(rounds, rounds[-1].at_s - seconds, key=_AT) :] if rounds else ()
 
 
 def _total(rounds: Sequence[Round]) -> tuple[float, int]:

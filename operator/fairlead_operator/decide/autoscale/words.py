@@ -85,13 +85,18 @@ def _why(judgement: Judgement, shown: Shown, settings: Settings) -> str:
         return f"No request for {format_duration(shown.zero_after_ms or 0)} (scaleToZeroAfter)."
     expected = _expected(shown)
     waiting = f" {_requests(shown.backlog)} wait." if shown.backlog else ""
-    total = sum(judgement.numbers)
-    kept = f"{_replicas(total)} cost least with the misses to expect: one takes {rate_text(shown.capacity)}/s"
     more = MORE.get(judgement.reason, "")
-    unchanged = judgement.reason == STEADY and total == settings.current
-    verb = "stay" if total > 1 else "stays"
-    told = f"{_replicas(total)} {verb}: one takes {rate_text(shown.capacity)}/s" if unchanged else kept
-    return f"{expected}.{waiting} {told}.{more}"
+    return f"{expected}.{waiting} {_told(judgement, settings)}: one takes {rate_text(shown.capacity)}/s.{more}"
+
+
+def _told(judgement: Judgement, settings: Settings) -> str:
+    """What becomes of the replicas."""
+    total = sum(judgement.numbers)
+    if judgement.reason == ScalingReason.CHEAPER_VARIANT:
+        return f"{_replicas(total)} for now"
+    if judgement.reason == STEADY and total == settings.current:
+        return f"{_replicas(total)} {'stay' if total > 1 else 'stays'}"
+    return f"{_replicas(total)} cost least with the misses to expect"
 
 
 def _expected(shown: Shown) -> str:
