@@ -19,7 +19,7 @@ def at(rate: float) -> Outlook:
 
 
 def test_the_cheapest_number_is_the_one_that_just_serves() -> None:
-    using = fleet((variant(),), 0.99, 1.0, 30.0)
+    using = fleet((variant(),), 0.99, (1.0,), 30.0)
     found = best(using, options(using.kinds, 1, 20, 100.0), at(37.0))
     assert found is not None
     assert found[0] == (4,)
@@ -29,7 +29,7 @@ def test_the_dearer_a_miss_the_more_replicas() -> None:
     demand = Outlook(((30.0, 0.8), (40.0, 0.15), (60.0, 0.05)))
 
     def number(price: float) -> int:
-        using = fleet((variant(),), 0.99, 1.0, price)
+        using = fleet((variant(),), 0.99, (1.0,), price)
         found = best(using, options(using.kinds, 1, 20, 100.0), demand)
         assert found is not None
         return found[0][0]
@@ -40,31 +40,31 @@ def test_the_dearer_a_miss_the_more_replicas() -> None:
 
 
 def test_beyond_all_capacity_one_more_still_helps() -> None:
-    using = fleet((variant(),), 0.99, 1.0, 20.0)
+    using = fleet((variant(),), 0.99, (1.0,), 20.0)
     assert using.cost((3,), at(500.0)) < using.cost((2,), at(500.0))
 
 
 def test_no_replica_misses_everything() -> None:
-    using = fleet((variant(),), 0.99, 1.0, 20.0)
+    using = fleet((variant(),), 0.99, (1.0,), 20.0)
     assert using.misses((0,), at(12.0)) == 12.0
 
 
 def test_replicas_that_were_learned_to_do_more_are_needed_less() -> None:
     def misses(factor: float) -> float:
-        return fleet((variant(),), 0.99, factor, 20.0).misses((3,), at(33.0))
+        return fleet((variant(),), 0.99, (factor,), 20.0).misses((3,), at(33.0))
 
     assert misses(1.2) < misses(1.0) < misses(0.8)
 
 
 def test_of_two_variants_the_cheaper_by_the_request_is_taken() -> None:
-    using = fleet((variant("h100"), variant("l40s", price=USD)), 0.99, 1.0, 30.0)
+    using = fleet((variant("h100"), variant("l40s", price=USD)), 0.99, (1.0, 1.0), 30.0)
     found = best(using, options(using.kinds, 1, 20, 60.0), at(37.0))
     assert found is not None
     assert found[0] == (0, 4)
 
 
 def test_every_variant_is_used_to_the_same_part() -> None:
-    using = fleet((variant("h100"), variant("l40s", price=USD)), 0.99, 1.0, 30.0)
+    using = fleet((variant("h100"), variant("l40s", price=USD)), 0.99, (1.0, 1.0), 30.0)
     assert using.misses((2, 2), at(44.0)) == pytest.approx(using.misses((4, 0), at(44.0)))
 
 

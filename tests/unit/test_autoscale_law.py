@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_operator.api.v1alpha1 import ScalingReason
-from fairlead_operator.decide.autoscale import STEADY, CapBound, Memory, Observation, Wish, step
+from fairlead_operator.decide.autoscale import STEADY, CapBound, Memory, Observation, VariantState, Wish, step
 from fairlead_operator.performance.curve import Curve
 from fairlead_operator.performance.step import Objectives
 from tests.builders.autoscale import START, TICK_MS, USD, Pool, observation, settings, variant
@@ -71,13 +71,10 @@ def test_where_much_would_miss_a_start_is_not_waited_for() -> None:
 
 def test_a_backlog_adds_replicas_that_the_rate_alone_does_not_ask_for() -> None:
     pool = settled(19.0, hours=2)
-    before = pool.current
     pool.waiting = 5000.0
-    pool.tick(19.0)
-    wish = pool.tick(19.0)
-    assert wish.replicas > before
-    assert wish.reason == ScalingReason.BACKLOG
-    assert "wait" in wish.because
+    more = [wish for wish in (pool.tick(19.0), pool.tick(19.0)) if wish.replicas > wish.current]
+    assert [wish.reason for wish in more] == [ScalingReason.BACKLOG]
+    assert "wait" in more[0].because
 
 
 def test_an_overload_beyond_all_replicas_within_reach_still_adds_them() -> None:
@@ -369,6 +366,30 @@ def test_a_cheaper_variant_takes_the_place_of_a_dearer_one_when_it_is_ready() ->
     assert "cost least" not in wish.message
     after = after_minutes(60, 4.0, (variant("h100", 1, price=12 * USD), variant("l40s", 1, price=2 * USD)))
     assert dict(after.counts) == {"h100": 0, "l40s": 1}
+
+
+def test_what_an_exchange_replaces_goes_at_once_however_many_changes_there_were() -> None:
+    fleet, memory = {"h100": 1, "l40s": 0}, replace(Memory(START), events=40.0)
+    changes: list[tuple[float, str]] = []
+    for tick in range(1, 8 * 720):
+        memory, wish = step(memory, observation(START + tick * TICK_MS, 20), settings(*priced(fleet)))
+        if dict(wish.counts) != fleet:
+            changes.append((tick * 5.0, wish.reason))
+        fleet = dict(wish.counts)
+    assert fleet == {"h100": 0, "l40s": 1}
+    assert [reason for _, reason in changes] == [ScalingReason.CHEAPER_VARIANT, ScalingReason.UNNEEDED]
+    assert changes[1][0] - changes[0][0] <= 120
+
+
+def test_what_is_too_many_goes_before_another_variant_is_started() -> None:
+    wish = after_minutes(60, 4.0, priced({"h100": 3, "l40s": 0}))
+    assert wish.reason == ScalingReason.UNNEEDED
+    assert dict(wish.counts)["l40s"] == 0
+
+
+def priced(numbers: dict[str, int]) -> tuple[VariantState, ...]:
+    """So many ready replicas, of which an H100 costs six times as much as an L40S."""
+    return tuple(variant(name, number, price=(12 if name == "h100" else 2) * USD) for name, number in numbers.items())
 
 
 def test_variants_that_cost_the_same_are_not_exchanged() -> None:

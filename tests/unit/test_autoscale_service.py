@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -56,45 +57,60 @@ def test_shares_never_rise_with_the_load(points: list[tuple[float, float]], size
     assert len(pool.loads) == len(SHARES)
 
 
-def taught(missed: float, predicted: float, rounds: int = 2000, service: Service | None = None) -> Service:
-    """What is known after many steady rounds with these shares of misses."""
-    service = service or Service()
+ONE = (("h100", 10.0),)
+TWO = (("h100", 30.0), ("l40s", 10.0))
+
+
+def fresh(*loads: tuple[str, float]) -> Service:
+    """Nothing was learned; each variant's replica takes so many requests/s by its curves."""
+    return measured(Service(), loads or ONE)
+
+
+def taught(
+    missed: float,
+    predicted: float | tuple[float, ...],
+    rounds: int = 2000,
+    service: Service | None = None,
+    ready: tuple[int, ...] = (4,),
+) -> Service:
+    """What is known after many steady rounds with these shares of misses, the predicted ones by variant."""
+    service = service or fresh()
+    shares = (predicted,) if isinstance(predicted, float) else predicted
     for tick in range(rounds):
-        done = Done(100, round(100 * missed), 1 - predicted)
-        service = learn(service, 4, 5.0 * tick, done, steady=True)
+        service = learn(service, ready, 5.0 * tick, Done(100, round(100 * missed), shares), steady=True)
     return service
 
 
 def test_more_misses_than_predicted_make_every_load_heavier() -> None:
-    assert taught(missed=0.05, predicted=0.01).factor < 0.9
+    assert taught(missed=0.05, predicted=0.01).by_name["h100"] < 0.9
 
 
 def test_fewer_misses_than_predicted_make_every_load_lighter() -> None:
-    assert taught(missed=0.0, predicted=0.03).factor > 1.1
+    assert taught(missed=0.0, predicted=0.03).by_name["h100"] > 1.1
 
 
 def test_as_many_misses_as_predicted_change_nothing() -> None:
-    assert taught(missed=0.02, predicted=0.02).factor == pytest.approx(1.0)
+    assert taught(missed=0.02, predicted=0.02).factors == pytest.approx((1.0,))
 
 
 def test_misses_that_come_in_bursts_by_chance_hardly_move_what_is_known() -> None:
     chance = random.Random(1)  # noqa: S311 - chance, not a secret
     for burst in (1, 4, 10):
-        service, factors = Service(), []
+        service, factors = fresh(), []
         for tick in range(4000):
             missed = sum(burst for _ in range(10) if chance.random() < 0.25 / burst)
-            service = learn(service, 4, 5.0 * tick, Done(250, missed, 0.99), steady=True)
-            factors.append(service.factor)
+            service = learn(service, (4,), 5.0 * tick, Done(250, missed, (0.01,)), steady=True)
+            factors.append(service.factors[0])
         assert 0.85 < min(factors[500:]) <= max(factors[500:]) < 1.2
 
 
 def test_what_is_learned_first_counts_for_more() -> None:
     def step(service: Service) -> tuple[float, Service]:
-        after = learn(service, 4, 1e6, Done(100, 100, 1.0), steady=True)
-        after = learn(after, 4, 1e6, Done(100, 100, 1.0), steady=True)
-        return service.correction - after.correction, after
+        after = learn(service, (4,), 1e6, Done(100, 100, (0.0,)), steady=True)
+        after = learn(after, (4,), 1e6, Done(100, 100, (0.0,)), steady=True)
+        return service.corrections[0] - after.corrections[0], after
 
-    known, steps = Service(ready=4), []
+    known, steps = replace(fresh(), ready=(4,)), []
     for _ in range(20):
         one, known = step(known)
         steps.append(one)
@@ -102,23 +118,42 @@ def test_what_is_learned_first_counts_for_more() -> None:
 
 
 def test_what_is_learned_is_bounded() -> None:
-    assert taught(0.5, 0.0, rounds=20_000).factor == pytest.approx(math.exp(-1))
-    assert taught(0.0, 0.5, rounds=20_000).factor == pytest.approx(math.e)
+    assert taught(0.5, 0.0, rounds=20_000).factors == pytest.approx((math.exp(-1),))
+    assert taught(0.0, 0.5, rounds=20_000).factors == pytest.approx((math.e,))
 
 
 def test_nothing_is_learned_while_replicas_come_and_go_or_the_rate_moves() -> None:
-    service = Service()
+    service = fresh()
     for tick in range(2000):
-        service = learn(service, 4 + tick // 20 % 2, 5.0 * tick, Done(100, 50, 1.0), steady=True)
-    assert service.factor == 1
-    assert learn(service, 5, 1e6, Done(10**6, 10**6, 1.0), steady=False).factor == 1
+        service = learn(service, (4 + tick // 20 % 2,), 5.0 * tick, Done(100, 50, (0.0,)), steady=True)
+    assert service.factors == (1,)
+    assert learn(service, (5,), 1e6, Done(10**6, 10**6, (0.0,)), steady=False).factors == (1,)
 
 
 def test_the_first_minutes_after_a_change_teach_nothing() -> None:
-    service = learn(Service(), 4, 0.0, Done(0, 0, 1.0), steady=True)
-    service = learn(service, 4, STEADY_S, Done(1000, 1000, 1.0), steady=True)
+    service = learn(fresh(), (4,), 0.0, Done(0, 0, (0.0,)), steady=True)
+    service = learn(service, (4,), STEADY_S, Done(1000, 1000, (0.0,)), steady=True)
     assert service.finished == 0
-    assert learn(service, 4, STEADY_S + 5, Done(1000, 1000, 1.0), steady=True).factor < 1
+    assert learn(service, (4,), STEADY_S + 5, Done(1000, 1000, (0.0,)), steady=True).factors[0] < 1
+
+
+def test_a_variant_learns_of_what_was_predicted_to_miss_there_and_the_other_keeps_what_it_knows() -> None:
+    service = taught(0.0, (0.0, 0.04), service=fresh(*TWO), ready=(1, 2))
+    assert service.by_name["l40s"] > 1.1
+    assert service.by_name["h100"] == pytest.approx(1, abs=0.01)
+    assert taught(0.04, (0.02, 0.0), service=service, ready=(2, 0)).by_name["l40s"] == service.by_name["l40s"]
+
+
+def test_where_none_was_predicted_to_miss_all_learn_by_their_load() -> None:
+    found = taught(0.02, (0.0, 0.0), rounds=100, service=fresh(*TWO), ready=(1, 1)).by_name
+    assert found["h100"] < found["l40s"] < 1
+
+
+def test_a_variant_that_never_served_may_be_as_much_worse_as_the_others_but_no_better() -> None:
+    worse = taught(0.05, (0.01, 0.0), service=fresh(*TWO), ready=(1, 0))
+    assert worse.by_name["l40s"] == worse.by_name["h100"] < 0.9
+    better = taught(0.0, (0.03, 0.0), service=fresh(*TWO), ready=(1, 0))
+    assert better.by_name["l40s"] == 1 < better.by_name["h100"]
 
 
 @pytest.mark.parametrize(
@@ -136,19 +171,24 @@ def test_curves_that_are_measured_anew_take_over_what_was_learned_in_their_place
     missed: float, ratio: float, left: str
 ) -> None:
     # A ratio below 1: a replica takes less by the new curves, as more misses than predicted had already said.
-    service = taught(missed=missed, predicted=0.02, service=measured(Service(), 10.0), rounds=400)
-    after = measured(service, 10.0 * ratio)
+    service = taught(missed=missed, predicted=0.02, rounds=400)
+    after = measured(service, (("h100", 10.0 * ratio),))
     assert after.finished == 0
     if left == "none":
-        assert after.correction == 0
+        assert after.corrections == (0,)
     elif left == "all":
-        assert after.correction == service.correction
+        assert after.corrections == service.corrections
     else:
-        assert after.factor * ratio == pytest.approx(service.factor)
+        assert after.factors[0] * ratio == pytest.approx(service.factors[0])
 
 
-def test_the_first_curves_and_the_same_curves_leave_what_is_known() -> None:
+def test_the_same_curves_leave_what_is_known() -> None:
     service = taught(missed=0.05, predicted=0.01)
-    first = measured(service, 10.0)
-    assert first.correction == service.correction
-    assert measured(first, 10.0) is first
+    assert measured(service, ONE) is service
+
+
+def test_a_variant_that_comes_or_goes_leaves_what_is_known_of_the_others() -> None:
+    service = taught(missed=0.05, predicted=0.01)
+    both = measured(service, (("l40s", 3.0), *ONE))
+    assert both.by_name["h100"] == service.by_name["h100"]
+    assert [one.name for one in measured(both, (("l40s", 3.0),)).learned] == ["l40s"]

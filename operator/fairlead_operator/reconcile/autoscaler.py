@@ -254,8 +254,11 @@ def figures_of(law: PoolLaw, pool: ModelPool) -> ScalingFigures | None:
     wish, memory, objectives = law.wish, law.memory, objectives_of(pool)
     if wish is None or memory is None or objectives is None:
         return None
-    able = memory.service.factor
-    capacity = {name: able * found.capacity(objectives.attainment) for (name, _), found in sorted(law.curves.items())}
+    able = memory.service.by_name
+    capacity = {
+        name: able.get(name, 1.0) * found.capacity(objectives.attainment)
+        for (name, _), found in sorted(law.curves.items())
+    }
     return ScalingFigures(
         rate=wish.rate,
         forecast=wish.forecast,

@@ -2,42 +2,44 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
 from fairlead_operator.decide.autoscale.demand import Outlook
-from fairlead_operator.decide.autoscale.service import Pools, pools
+from fairlead_operator.decide.autoscale.group import Groups, Numbers, groups
+from fairlead_operator.decide.autoscale.service import pools
 from fairlead_operator.decide.autoscale.values import VariantState
 
 TYPICAL_POOL: Final = 4
 """Pool size at which variants are compared."""
 MOST_OPTIONS: Final = 400
+ALIKE: Final = 1.02
+"""Loads of which none is so many times the other count as the same when sets are listed."""
 UNPRICED: Final = 1_000_000_000
 """Nano-USD an hour where no variant has a price: only ratios matter then."""
-
-Numbers = tuple[int, ...]
-"""Replicas by variant, in the order of the settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A variant as the choice sees it: nano-USD for a replica-second, and requests/s at the objectives."""
+    """A variant as the choice sees it: nano-USD for a replica-second, and requests/s at the objectives.
+
+    ``factor``: how much more load than by its curves a replica takes; ``load`` has it in it.
+    """
 
     price: float
     load: float
     least: int
     most: int
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """The variants, and what is common to all choices of one round. ``miss_price`` is nano-USD."""
 
-    pools: tuple[Pools, ...]
+    groups: Groups
     kinds: tuple[Kind, ...]
-    attainment: float
-    factor: float
     miss_price: float
 
     def paid(self, numbers: Numbers) -> float:
@@ -49,47 +51,44 @@ class Fleet:
         return self.paid(numbers) + self.miss_price * self.misses(numbers, outlook)
 
     def misses(self, numbers: Numbers, outlook: Outlook) -> float:
-        """Requests a second that will miss. Every replica is used to the same part of what it can do."""
-        size = sum(numbers)
-        if size == 0:
+        """Requests a second that will miss."""
+        if sum(numbers) == 0:
             return sum(rate * weight for rate, weight in outlook.points)
-        used = [(one.of(size), number) for one, number in zip(self.pools, numbers, strict=True) if number]
-        loads = [curve.capacity(self.attainment) for curve, _ in used]
-        scale = 1 / (self.factor * sum(load * number for load, (_, number) in zip(loads, used, strict=True)))
-        missing = 0.0
-        for curve, number, load in ((*pair, load * scale) for pair, load in zip(used, loads, strict=True)):
-            safe = curve.loads[0]
-            for rate, weight in outlook.points:
-                taken = rate * load  # by one replica, as the curve counts it
-                if taken > safe:
-                    missing += number * weight * taken * (1 - curve.share(taken)) * self.factor
-        return missing
+        group = self.groups.of(numbers)
+        safe = group.loads[0]
+        return sum(weight * group.missed(rate) for rate, weight in outlook.points if rate > safe)
 
 
-def typical_load(variants: Sequence[VariantState], attainment: float) -> float:
-    """Requests/s that a replica takes by the curves, in the mean of the variants."""
-    return sum(_load(variant, attainment) for variant in variants) / len(variants)
+def typical_loads(variants: Sequence[VariantState], attainment: float) -> tuple[float, ...]:
+    """Requests/s that a replica of each variant takes by its curves."""
+    return tuple(_load(variant, attainment) for variant in variants)
 
 
 def _load(variant: VariantState, attainment: float) -> float:
     return max(1e-6, pools(variant.curves).of(TYPICAL_POOL).capacity(attainment))
 
 
-def fleet(variants: Sequence[VariantState], attainment: float, factor: float, misses_cost: float) -> Fleet:
-    """The variants to choose from; a miss costs ``misses_cost`` times what a request costs on the cheapest of them."""
+def fleet(variants: Sequence[VariantState], attainment: float, factors: Sequence[float], misses_cost: float) -> Fleet:
+    """The variants to choose from, each with the factor by which its replicas take more load than its curves say.
+
+    A miss costs ``misses_cost`` times what a request costs on the cheapest of them.
+    """
     known = [variant.price for variant in variants if variant.price is not None]
     dearest = max(known, default=0) or UNPRICED
+    loads = typical_loads(variants, attainment)
     kinds = tuple(
         Kind(
             price=(dearest if variant.price is None else max(1, variant.price)) / 3600,
-            load=_load(variant, attainment),
+            load=load * factor,
             least=variant.minimum,
             most=1 << 30 if variant.maximum is None else variant.maximum,
+            factor=factor,
         )
-        for variant in variants
+        for variant, load, factor in zip(variants, loads, factors, strict=True)
     )
-    request = min(kind.price / (kind.load * factor) for kind in kinds)
-    return Fleet(tuple(pools(one.curves) for one in variants), kinds, attainment, factor, misses_cost * request)
+    request = min(kind.price / kind.load for kind in kinds)
+    using = groups(tuple(pools(one.curves) for one in variants), loads, tuple(factors))
+    return Fleet(using, kinds, misses_cost * request)
 
 
 def best(using: Fleet, sets: Iterable[Numbers], outlook: Outlook) -> tuple[Numbers, float] | None:
@@ -102,6 +101,11 @@ def best(using: Fleet, sets: Iterable[Numbers], outlook: Outlook) -> tuple[Numbe
         if found is None or cost < found[1]:
             found = (numbers, cost)
     return found
+
+
+def listed(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """The same with rounded loads: while a little is learned of them, the lists of sets stay."""
+    return tuple(replace(kind, load=ALIKE ** round(math.log(kind.load, ALIKE)), factor=1.0) for kind in kinds)
 
 
 @lru_cache(maxsize=1024)

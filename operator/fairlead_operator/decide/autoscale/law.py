@@ -16,8 +16,9 @@ from fairlead_operator.api.v1alpha1 import Reason, ScalingReason
 from fairlead_operator.decide.autoscale import demand as forecast
 from fairlead_operator.decide.autoscale import misses as account
 from fairlead_operator.decide.autoscale import service as capacity
-from fairlead_operator.decide.autoscale.choice import Fleet, Numbers, best, fleet, options, typical_load
+from fairlead_operator.decide.autoscale.choice import Fleet, best, fleet, listed, options, typical_loads
 from fairlead_operator.decide.autoscale.demand import Demand, Outlook
+from fairlead_operator.decide.autoscale.group import Numbers
 from fairlead_operator.decide.autoscale.misses import Misses
 from fairlead_operator.decide.autoscale.service import Service
 from fairlead_operator.decide.autoscale.values import STEADY, CapBound, Observation, Settings, Wish
@@ -28,6 +29,9 @@ TICKS_S: Final = 10.0
 UP: Final = 0.25
 DOWN: Final = 0.5
 """Shares of a start's cost that staying must have cost before replicas are added or taken away."""
+EXCHANGE: Final = 2.0
+"""The same, in starts of what is added, before another set takes the place of this one: it is two changes, and of two
+sets that cost about the same each looks better for a while."""
 SHORTEST_START_S: Final = 240.0
 """Even a faster start costs so much: pods are placed, caches are lost, and routers must learn of a change."""
 DOWN_EVERY_S: Final = 60.0
@@ -145,7 +149,7 @@ def step(memory: Memory, observation: Observation, settings: Settings) -> tuple[
 def _capacity(case: _Case) -> float:
     """Requests/s that a replica of the variant that is cheapest by the request takes."""
     cheapest = min(case.fleet.kinds, key=lambda kind: kind.price / kind.load)
-    return cheapest.load * case.fleet.factor
+    return cheapest.load
 
 
 def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Memory, float]:
@@ -188,14 +192,16 @@ def _learned(memory: Memory, demand: Demand, seen: Observation, settings: Settin
         and _missed(memory) <= OVERLOADED
         and at_s - demand.run.since_s > capacity.STEADY_S
     )
-    share = 1.0
+    attainment = settings.objectives.attainment
+    loads = typical_loads(settings.variants, attainment)
+    names = (variant.name for variant in settings.variants)
+    service = capacity.measured(memory.service, tuple(zip(names, loads, strict=True)))
+    missed = (0.0,) * len(running)
     if steady and sum(running) > 0 and demand.rate > 0:
-        at = Outlook(((demand.rate, 1.0),))
-        using = fleet(settings.variants, settings.objectives.attainment, memory.service.factor, 0.0)
-        share = 1 - using.misses(running, at) / demand.rate
-    done = capacity.Done(seen.finished, seen.missed, share)
-    service = capacity.measured(memory.service, typical_load(settings.variants, settings.objectives.attainment))
-    service = capacity.learn(service, sum(running), at_s, done, steady=steady and demand.rate > 0)
+        using = fleet(settings.variants, attainment, service.factors, 0.0)
+        missed = using.groups.of(running).missed_by(demand.rate)
+    done = capacity.Done(seen.finished, seen.missed, tuple(one / (demand.rate or 1.0) for one in missed))
+    service = capacity.learn(service, running, at_s, done, steady=steady and demand.rate > 0)
     return replace(memory, service=service)
 
 
@@ -210,7 +216,7 @@ def _case(memory: Memory, seen: Observation, settings: Settings, seconds: float)
         observation=seen,
         settings=settings,
         memory=memory,
-        fleet=fleet(settings.variants, attainment, memory.service.factor, miss_price),
+        fleet=fleet(settings.variants, attainment, memory.service.factors, miss_price),
         outlook=forecast.outlook(demand, cold_start + TICKS_S, settings.history, extra),
         current=tuple(variant.current for variant in settings.variants),
         rate=demand.rate,
@@ -229,16 +235,19 @@ def _judge(case: _Case) -> tuple[Memory, Judgement]:
     down = _best_below(case)
     other = _best_other(case)
     stay = case.fleet.cost(case.current, case.outlook)
+    # What is won by only taking replicas away is not won by an exchange.
+    spared = stay if down is None else min(stay, down.cost)
     unit = min(kind.price for kind in case.fleet.kinds)
     memory = replace(
         case.memory,
         regret_up=_regret(case.memory.regret_up, stay, up, unit, case.seconds),
         regret_down=_regret(case.memory.regret_down, stay, down, unit, case.seconds),
-        regret_other=_regret(case.memory.regret_other, stay, other, unit, case.seconds),
+        regret_other=_regret(case.memory.regret_other, spared, other, unit, case.seconds),
     )
-    judgement = _decided(replace(case, memory=memory), stay, up, down, bound)
-    if judgement.numbers == case.current and other is not None:
-        judgement = _exchanged(replace(case, memory=memory), other, judgement)
+    case = replace(case, memory=memory)
+    judgement = _decided(case, stay, up, down, bound)
+    if judgement.numbers == case.current and other is not None and _worth_exchanging(case, other):
+        return _exchanged(case, other)
     return _moved(memory, case, judgement), judgement
 
 
@@ -267,12 +276,19 @@ def _decided(case: _Case, stay: float, up: _Option | None, down: _Option | None,
     return kept
 
 
-def _exchanged(case: _Case, other: _Option, kept: Judgement) -> Judgement:
-    """Start what another set has more of, when staying has cost it; what it has less of goes when that is ready."""
+def _worth_exchanging(case: _Case, other: _Option) -> bool:
+    """Whether staying has cost as much as starting what another set has more of is counted for."""
+    more = _added(case, _union(other.numbers, case.current))
+    return _may_shrink(case) and case.memory.regret_other >= EXCHANGE * _start_s(case) * more
+
+
+def _exchanged(case: _Case, other: _Option) -> tuple[Memory, Judgement]:
+    """Start what another set has more of. What it has less of is not waited for again when that is ready."""
     both = _union(other.numbers, case.current)
-    if not _may_shrink(case) or case.memory.regret_other < _start_s(case) * _added(case, both):
-        return kept
-    return Judgement(both, sum(both), ScalingReason.CHEAPER_VARIANT, "")
+    judgement = Judgement(both, sum(both), ScalingReason.CHEAPER_VARIANT, "")
+    memory = _moved(case.memory, case, judgement)
+    waited = DOWN * _start_s(replace(case, memory=memory)) * (sum(both) - sum(other.numbers))
+    return replace(memory, regret_down=waited), judgement
 
 
 def _union(one: Numbers, other: Numbers) -> Numbers:
@@ -374,17 +390,17 @@ def _best_other(case: _Case) -> _Option | None:
 
 def _sets(case: _Case) -> tuple[Numbers, ...]:
     """Those that may be the best for some rate up to what is hardly ever exceeded."""
-    top = case.outlook.quantile(0.999) / case.fleet.factor
+    top = case.outlook.quantile(0.999)
     load = LOAD_STEP ** math.ceil(math.log(max(top, 1e-3), LOAD_STEP))
     least = max(case.floor, sum(kind.least for kind in case.fleet.kinds))
-    return options(case.fleet.kinds, least, max(least, MOST_CHOSEN), load)
+    return options(listed(case.fleet.kinds), least, max(least, MOST_CHOSEN), load)
 
 
 def _best_below(case: _Case) -> _Option | None:
     """The best of the sets that only take replicas away, of those that the budgets pay and that leave the pool calm."""
     kinds = tuple(
         replace(kind, least=min(kind.least, now), most=min(kind.most, now))
-        for kind, now in zip(case.fleet.kinds, case.current, strict=True)
+        for kind, now in zip(listed(case.fleet.kinds), case.current, strict=True)
     )
     most = min(sum(case.current) - 1, case.settings.maximum)
     if most < case.floor:

@@ -16,7 +16,7 @@ MOST_RESERVE: Final = 0.17
 """The same where they take ``SLOW_S`` or longer: a step of the demand spends more before they are ready."""
 QUICK_S: Final = 120.0
 SLOW_S: Final = 300.0
-GAIN: Final = 3.0
+GAIN: Final = 1.5
 """Change of the price's logarithm for a day's allowance."""
 DRIFT: Final = 12.0 / DAY_S
 FIRST_PRICE: Final = 10.0

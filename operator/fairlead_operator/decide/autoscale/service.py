@@ -6,6 +6,7 @@ than predicted at a steady load, every load counts as a little heavier, and ligh
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -28,39 +29,61 @@ LEARNING: Final = (0.08, 0.02)
 """The first and the least step of the correction: what is known of a pool becomes more, and chance counts for less."""
 LEARNING_FADES: Final = 4.0
 """After so many steps they are half of the first."""
+HARDLY: Final = 1e-6
+"""Where none was predicted to miss, variants learn by their parts of the load."""
 MOST_LEARNED: Final = 1.0
 """Bound of the logarithm of the correction."""
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """What was learned: the logarithm of the factor by which real replicas take more load than simulated ones.
+class Learned:
+    """Of one variant: the logarithm of the factor by which its real replicas take more load than simulated ones.
 
     ``load`` is what a replica took by the curves that this corrects, in requests/s.
     """
 
+    name: str
+    load: float
     correction: float = 0.0
-    load: float = 0.0
-    ready: int = 0
+    lessons: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What was learned of each variant, and what was seen since the last lesson, of so many ready replicas of each."""
+
+    learned: tuple[Learned, ...] = ()
+    ready: tuple[int, ...] = ()
     ready_since_s: float = 0.0
     finished: int = 0
     missed: int = 0
-    predicted: float = 0.0
-    lessons: int = 0
+    predicted: tuple[float, ...] = ()
 
     @property
-    def factor(self) -> float:
-        """By how much a replica takes more load than the curve says."""
-        return math.exp(self.correction)
+    def corrections(self) -> tuple[float, ...]:
+        """By variant. One that never served may be as much worse than simulated as the others are, but not better."""
+        known = [one.correction for one in self.learned if one.lessons]
+        unknown = min(0.0, sum(known) / len(known)) if known else 0.0
+        return tuple(one.correction if one.lessons else unknown for one in self.learned)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """By how much a replica of each variant takes more load than its curve says."""
+        return tuple(math.exp(one) for one in self.corrections)
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """The same by the variants' names."""
+        return {one.name: factor for one, factor in zip(self.learned, self.factors, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Requests that finished in a round, those that missed, and the share that should have met the objectives."""
+    """Requests that finished in a round, those that missed, and by variant the share (0..1) that was to miss there."""
 
     finished: int
     missed: int
-    predicted_share: float
+    predicted: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,38 +149,57 @@ def pools(curves: Curves) -> Pools:
     return Pools(curves)
 
 
-def learn(service: Service, ready: int, at_s: float, done: Done, *, steady: bool) -> Service:
+def learn(service: Service, ready: tuple[int, ...], at_s: float, done: Done, *, steady: bool) -> Service:
     """What is known after one round; ``steady``: the rate has been the same for a while, and none was held."""
     if ready != service.ready:
         return replace(_emptied(service), ready=ready, ready_since_s=at_s)
     if not steady or at_s - service.ready_since_s <= STEADY_S:
         return _emptied(service)
     finished, missed = service.finished + done.finished, service.missed + done.missed
-    predicted = service.predicted + done.finished * (1 - done.predicted_share)
-    if finished < LEARNED_FROM or missed + predicted < MISSES_NEEDED:
+    before = service.predicted or (0.0,) * len(done.predicted)
+    predicted = tuple(so_far + done.finished * share for so_far, share in zip(before, done.predicted, strict=True))
+    if finished < LEARNED_FROM or missed + sum(predicted) < MISSES_NEEDED:
         return replace(service, finished=finished, missed=missed, predicted=predicted)
-    first, least = LEARNING
-    gain = max(least, first / (1 + service.lessons / LEARNING_FADES))
-    change = gain * (predicted - missed) / (predicted + missed + MISSES_NEEDED / 2)
-    correction = max(-MOST_LEARNED, min(MOST_LEARNED, service.correction + change))
-    return replace(_emptied(service), correction=correction, lessons=service.lessons + 1)
+    lesson = (sum(predicted) - missed) / (sum(predicted) + missed + MISSES_NEEDED / 2)
+    return replace(_emptied(service), learned=_taught(service, predicted, lesson))
 
 
-def measured(service: Service, load: float) -> Service:
-    """What is known once a replica takes so many requests/s by curves that were measured anew.
+def _taught(service: Service, predicted: Sequence[float], lesson: float) -> tuple[Learned, ...]:
+    """Each variant that serves learns by its part of the misses that were predicted."""
+    parts = [
+        missed + HARDLY * number * one.load
+        for missed, number, one in zip(predicted, service.ready, service.learned, strict=True)
+    ]
+    whole, (first, least) = sum(parts) or 1.0, LEARNING
+    learned = []
+    for one, correction, part in zip(service.learned, service.corrections, parts, strict=True):
+        gain = max(least, first / (1 + one.lessons / LEARNING_FADES)) * part / whole
+        after = max(-MOST_LEARNED, min(MOST_LEARNED, correction + gain * lesson))
+        learned.append(replace(one, correction=after, lessons=one.lessons + 1) if part else one)
+    return tuple(learned)
+
+
+def measured(service: Service, loads: Sequence[tuple[str, float]]) -> Service:
+    """What is known once a replica of each variant takes so many requests/s by its curves, which may be new.
 
     Requests that grow are noticed by their misses before they are by their sizes. What was learned of them is in the
     new curves, and would count twice: of the correction remains what these do not explain.
     """
-    if load == service.load:
-        return service
-    explained = math.log(service.load / load) if service.load else 0.0
-    low, high = sorted((0.0, service.correction))
-    return replace(_emptied(service), load=load, correction=min(high, max(low, service.correction + explained)))
+    known = {one.name: one for one in service.learned}
+    learned = tuple(_explained(known.get(name), Learned(name, load)) for name, load in loads)
+    return service if learned == service.learned else replace(_emptied(service), learned=learned)
+
+
+def _explained(known: Learned | None, fresh: Learned) -> Learned:
+    if known is None or known.load == fresh.load:
+        return known or fresh
+    low, high = sorted((0.0, known.correction))
+    correction = min(high, max(low, known.correction + math.log(known.load / fresh.load)))
+    return replace(known, load=fresh.load, correction=correction)
 
 
 def _emptied(service: Service) -> Service:
-    return replace(service, finished=0, missed=0, predicted=0.0) if service.finished else service
+    return replace(service, finished=0, missed=0, predicted=()) if service.finished else service
 
 
 def _load_at(curve: Curve, share: float) -> float:
