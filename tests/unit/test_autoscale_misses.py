@@ -37,7 +37,7 @@ def test_an_account_in_balance_makes_misses_a_little_dearer_to_build_a_reserve()
 
 
 def test_where_replicas_start_slowly_more_is_kept_back() -> None:
-    assert reserve(30.0) == reserve(120.0) == 0.13 < reserve(200.0) < reserve(300.0) == reserve(3000.0) == 0.17
+    assert reserve(30.0) == reserve(120.0) == 0.16 < reserve(200.0) < reserve(300.0) == reserve(3000.0) == 0.2
     account = after(0.008, 2)
     assert account.price(0.99, reserve(300.0)) > account.price(0.99, reserve(120.0))
     slow, quick = (count(account, 6000, 48, 60.0, 0.99, reserve(start)) for start in (300.0, 120.0))

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 DAY_S: Final = 86_400.0
-RESERVE: Final = 0.13
+RESERVE: Final = 0.16
 """Share of a day's allowance that should be left, where replicas start within ``QUICK_S``."""
-MOST_RESERVE: Final = 0.17
+MOST_RESERVE: Final = 0.2
 """The same where they take ``SLOW_S`` or longer: a step of the demand spends more before they are ready."""
 QUICK_S: Final = 120.0
 SLOW_S: Final = 300.0
@@ -22,7 +22,7 @@ DRIFT: Final = 12.0 / DAY_S
 FIRST_PRICE: Final = 10.0
 """A miss costs so many times what serving a request costs, at first."""
 LOWEST_PRICE: Final = 1.5
-HIGHEST_PRICE: Final = 38.0
+HIGHEST_PRICE: Final = 42.0
 LEAST_AGE_S: Final = 60.0
 
 
