@@ -26,8 +26,8 @@ PATIENCE_S: Final = 420.0
 AFTER_S: Final = 2.0
 """Of an event's window after the pool is as it should be: what comes late is still the event's."""
 DRAIN: Final = "30s"
-CROWDED: Final = 4
-"""Requests at a replica that only a crowd makes."""
+CROWDED: Final = len(traffic.CLIENTS) + 1
+"""Requests at a replica that the usual clients alone cannot make: one at least is a long stream of the crowd."""
 DRAINED: Final = ("DrainFinished", "DrainTimedOut")
 
 

@@ -44,8 +44,8 @@ CLIENTS: Final = (
     Client("pool", stream=True, tokens=128),
     Client("pool", stream=False, tokens=32),
 )
-CROWD: Final = (Client("gateway", stream=True, tokens=600),) * 12
-"""More than one replica runs at a time, and each takes seconds: for a while every replica is busy with them."""
+CROWD: Final = (Client("gateway", stream=True, tokens=600),) * 20
+"""More than two replicas run at a time, and each takes seconds: for a while both are full of them."""
 
 
 @dataclass(slots=True)
