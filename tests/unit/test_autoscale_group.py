@@ -69,10 +69,7 @@ def test_more_load_never_misses_less_and_never_more_than_came(
     for load, missed in zip(sorted(loads), found, strict=True):
         assert 0 <= missed <= load + 1e-9
         assert sum(one.missed_by(load)) == pytest.approx(missed)
-        assert [bool(number) or not by for number, by in zip((steep, flat), one.missed_by(load), strict=True)] == [
-            True,
-            True,
-        ]
+        assert all(number or not by for number, by in zip((steep, flat), one.missed_by(load), strict=True))
     assert list(one.loads) == sorted(set(one.loads))
 
 

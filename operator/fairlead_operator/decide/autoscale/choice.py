@@ -22,16 +22,12 @@ UNPRICED: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A variant as the choice sees it: nano-USD for a replica-second, and requests/s at the objectives.
-
-    ``factor``: how much more load than by its curves a replica takes; ``load`` has it in it.
-    """
+    """A variant as the choice sees it: nano-USD for a replica-second, and requests/s at the objectives."""
 
     price: float
     load: float
     least: int
     most: int
-    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,6 @@ def fleet(variants: Sequence[VariantState], attainment: float, factors: Sequence
             load=load * factor,
             least=variant.minimum,
             most=1 << 30 if variant.maximum is None else variant.maximum,
-            factor=factor,
         )
         for variant, load, factor in zip(variants, loads, factors, strict=True)
     )
@@ -105,7 +100,7 @@ def best(using: Fleet, sets: Iterable[Numbers], outlook: Outlook) -> tuple[Numbe
 
 def listed(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
     """The same with rounded loads: while a little is learned of them, the lists of sets stay."""
-    return tuple(replace(kind, load=ALIKE ** round(math.log(kind.load, ALIKE)), factor=1.0) for kind in kinds)
+    return tuple(replace(kind, load=ALIKE ** round(math.log(kind.load, ALIKE))) for kind in kinds)
 
 
 @lru_cache(maxsize=1024)

@@ -4,6 +4,7 @@ The router gives each replica its part by what its variant can do, until most of
 that back, and others that can still serve it in time take it (``performance.routing``).
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from fairlead_operator.decide.autoscale.service import SHARES, PoolCurve, Pools
 
 Numbers = tuple[int, ...]
 """Replicas by variant, in the order of the settings."""
-MOST: Final = 0.5
+FULL: Final = 0.5
 """Where more than this share of additional requests would miss, a replica gets no more while others can take it."""
-MOST_KEPT: Final = 4096
+MOST_KEPT: Final = 8192
+"""Groups of all fleets; each takes two to six kilobytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Member:
         """Requests/s at which a replica gets no more while others can take it."""
         loads = self.curve.loads
         for at, (low, high) in enumerate(pairwise(loads)):
-            if high * (1 - SHARES[at + 1]) - low * (1 - SHARES[at]) > MOST * (high - low):
+            if high * (1 - SHARES[at + 1]) - low * (1 - SHARES[at]) > FULL * (high - low):
                 return low * self.factor
         return loads[-1] * self.factor
 
@@ -52,10 +54,10 @@ class Group:
 
     __slots__ = ("_by", "_total", "loads")
 
-    def __init__(self, loads: Sequence[float], by: Sequence[tuple[float, ...]]) -> None:
-        self.loads = tuple(loads)
-        self._by = tuple(by)
-        self._total = tuple(sum(one) for one in by)
+    def __init__(self, loads: Sequence[float], by: Sequence[Sequence[float]]) -> None:
+        self.loads = array("d", loads)
+        self._by = tuple(array("d", one) for one in zip(*by, strict=True))
+        self._total = array("d", map(sum, by))
 
     def missed(self, load: float) -> float:
         """Of all variants; beyond the last load as many are served in time as there."""
@@ -73,28 +75,20 @@ class Group:
         at = min(len(self.loads) - 1, bisect_right(self.loads, load))
         whole = self._total[at]
         missed = self.missed(load)
-        return tuple(missed * one / whole for one in self._by[at]) if whole else self._by[at]
+        return tuple(missed * one[at] / whole if whole else 0.0 for one in self._by)
 
 
 class Groups:
-    """Those of one fleet, each made once."""
+    """Those of one fleet."""
 
-    __slots__ = ("_factors", "_known", "_parts", "_pools")
+    __slots__ = ("_factors", "_parts", "_pools")
 
     def __init__(self, pools: Sequence[Pools], parts: Sequence[float], factors: Sequence[float]) -> None:
         self._pools, self._parts, self._factors = pools, parts, factors
-        self._known: dict[Numbers, Group] = {}
 
+    @lru_cache(maxsize=MOST_KEPT)  # noqa: B019 - of all fleets together: those that are gone make room
     def of(self, numbers: Numbers) -> Group:
         """Of so many replicas, one at least."""
-        known = self._known.get(numbers)
-        if known is None:
-            if len(self._known) >= MOST_KEPT:
-                self._known.clear()
-            known = self._known[numbers] = self._made(numbers)
-        return known
-
-    def _made(self, numbers: Numbers) -> Group:
         size = sum(numbers)
         members = [
             Member(place, self._pools[place].of(size), number, self._parts[place], self._factors[place])
@@ -102,7 +96,7 @@ class Groups:
             if number
         ]
         loads: list[float] = []
-        by: list[tuple[float, ...]] = []
+        by: list[list[float]] = []
         for each in _loads(members):
             total = sum(member.number * load for member, load in zip(members, each, strict=True))
             if loads and total <= loads[-1] * (1 + 1e-9):
@@ -111,7 +105,7 @@ class Groups:
             for member, load in zip(members, each, strict=True):
                 missed[member.place] = member.missed(load)
             loads.append(total)
-            by.append(tuple(missed))
+            by.append(missed)
         return Group(loads, by)
 
 

@@ -188,7 +188,8 @@ def _learned(memory: Memory, demand: Demand, seen: Observation, settings: Settin
     at_s, running = seen.at_ms / 1000, tuple(variant.ready for variant in settings.variants)
     steady = (
         seen.complete
-        and settings.current == settings.ready
+        and settings.current == settings.ready > 0
+        and demand.rate > 0
         and _missed(memory) <= OVERLOADED
         and at_s - demand.run.since_s > capacity.STEADY_S
     )
@@ -196,12 +197,12 @@ def _learned(memory: Memory, demand: Demand, seen: Observation, settings: Settin
     loads = typical_loads(settings.variants, attainment)
     names = (variant.name for variant in settings.variants)
     service = capacity.measured(memory.service, tuple(zip(names, loads, strict=True)))
-    missed = (0.0,) * len(running)
-    if steady and sum(running) > 0 and demand.rate > 0:
+    shares = (0.0,) * len(running)
+    if steady:
         using = fleet(settings.variants, attainment, service.factors, 0.0)
-        missed = using.groups.of(running).missed_by(demand.rate)
-    done = capacity.Done(seen.finished, seen.missed, tuple(one / (demand.rate or 1.0) for one in missed))
-    service = capacity.learn(service, running, at_s, done, steady=steady and demand.rate > 0)
+        shares = tuple(missed / demand.rate for missed in using.groups.of(running).missed_by(demand.rate))
+    done = capacity.Done(seen.finished, seen.missed, shares)
+    service = capacity.learn(service, running, at_s, done, steady=steady)
     return replace(memory, service=service)
 
 
