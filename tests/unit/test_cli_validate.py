@@ -172,6 +172,12 @@ def test_objects_of_all_files_are_looked_at_together(tmp_path: Path, capsys: pyt
     ]
 
 
+def test_a_pool_with_a_mistake_is_not_called_absent(tmp_path: Path) -> None:
+    policy = make_policy("chat").route("all", "chat")
+    found = check([written(tmp_path, FINE.engine(maxSequence=4), policy)], "default").findings
+    assert [(one.severity, one.path) for one in found] == [("error", "spec.engine.maxSequence")]
+
+
 def test_a_route_that_takes_more_than_its_pool_holds_is_told(tmp_path: Path) -> None:
     pool = FINE.engine(maxContextTokens=4096)
     policy = make_policy("chat").route("all", "chat", maxContextTokens=8192)

@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
@@ -50,10 +51,14 @@ class Checked:
 
 @dataclass(slots=True)
 class Report:
-    """What files hold: the findings, the objects that are right by their schemas, and how many there are of what."""
+    """What files hold: the findings, the objects that are right by their schemas, and how many there are of what.
+
+    ``refused``: ``namespace/name`` of what is wrong by its schema, whatever its kind was meant to be.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     checked: list[Checked] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
     kinds: Counter[str] = field(default_factory=Counter)
     others: int = 0
 
@@ -129,7 +134,7 @@ def check(files: Iterable[str], namespace: str, image: str = "") -> Report:
             _by_schema(one, namespace, report)
     for checked in report.checked:
         report.findings += _meaning(checked, image)
-    report.findings += _together(report.checked)
+    report.findings += _together(report.checked, report.refused)
     report.findings.sort(key=lambda one: (one.file, one.line))
     return report
 
@@ -141,6 +146,8 @@ def _by_schema(document: Document, namespace: str, report: Report) -> None:
     report.findings += wrong
     if not wrong:
         report.checked += _parsed(document, namespace, report.findings)
+    elif isinstance(meta := document.value.get("metadata"), dict):
+        report.refused.add(f"{meta.get('namespace', namespace)}/{meta.get('name')}")
 
 
 def _ours(document: Document) -> bool:
@@ -241,8 +248,8 @@ def _of_problem(document: Document, problem: Problem) -> Finding:
     return document.finding(problem.path, text, "warning" if problem.warning else "error")
 
 
-def _together(checked: Sequence[Checked]) -> Iterator[Finding]:
-    """What is wrong between the objects of all files."""
+def _together(checked: Sequence[Checked], refused: AbstractSet[str]) -> Iterator[Finding]:
+    """What is wrong between the objects of all files; of those that were refused more is not said."""
     first: dict[tuple[str, str], Checked] = {}
     for one in checked:
         kind, key = str(one.document.value["kind"]), one.resource.key
@@ -254,15 +261,17 @@ def _together(checked: Sequence[Checked]) -> Iterator[Finding]:
     pools = {one.resource.key: one.resource for one in first.values() if isinstance(one.resource, ModelPool)}
     policies = [(one, one.resource) for one in first.values() if isinstance(one.resource, RoutingPolicy)]
     for one, policy in policies:
-        yield from _policy_findings(one.document, policy, pools)
+        yield from _policy_findings(one.document, policy, pools, refused)
     yield from _name_conflicts(policies)
 
 
-def _policy_findings(document: Document, policy: RoutingPolicy, pools: Mapping[str, ModelPool]) -> Iterator[Finding]:
+def _policy_findings(
+    document: Document, policy: RoutingPolicy, pools: Mapping[str, ModelPool], refused: AbstractSet[str]
+) -> Iterator[Finding]:
     """Whether its pools are there and hold what its routes take."""
     named = {name: f"{policy.namespace}/{name}" for route in policy.spec.routes for name in route.pool_names}
     absent = [key for key in named.values() if key not in pools]
-    for key in absent:
+    for key in sorted(set(absent) - refused):
         yield document.finding("spec.routes", f"ModelPool {key} is in none of these files.", "note")
     if absent:
         return
