@@ -51,6 +51,9 @@ HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 HAS_AVX512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
 TOKENS = 250
 """Of an answer while an engine without a seed is learned."""
+MOST_SPELLS = 6
+ENOUGH_STEPS = 300
+"""Of sequences, in the spells during which six run."""
 NO_4_BITS = "cpu_gemm_wna16"
 """The kernel of 4-bit weights; vLLM's CPU build has it for AVX-512 only."""
 NO_FP8 = "static_scaled_fp8_quant"
@@ -266,20 +269,25 @@ class TestInt8WithNgrams:
     def test_nothing_is_drafted_for_more_sequences_than_max_batch_size(
         self, int8: httpx.Client, record_property: Any
     ) -> None:
-        with ThreadPoolExecutor(6) as pool:
-            answers = [pool.submit(answered, int8, 400, f"{place} {PROMPT}") for place in range(6)]
-            full = list(while_full(int8))
-            usages = [one.result() for one in answers]
-        steps, drafts = (full[-1].gaps_total - full[0].gaps_total, full[-1].drafts_total - full[0].drafts_total)
+        steps = drafts = 0
+        # On a busy machine the first of six may be nearly over when the sixth comes: then once more.
+        for _ in range(MOST_SPELLS):
+            with ThreadPoolExecutor(6) as pool:
+                answers = [pool.submit(answered, int8, 400, f"{place} {PROMPT}") for place in range(6)]
+                full = list(while_full(int8))
+                assert [one.result()["completion_tokens"] for one in answers] == [400] * 6
+            steps += full[-1].gaps_total - full[0].gaps_total if full else 0
+            drafts += full[-1].drafts_total - full[0].drafts_total if full else 0
+            if steps >= ENOUGH_STEPS:
+                break
         record_property("steps of sequences, drafts", f"{steps}, {drafts}")
-        assert steps >= 300
+        assert steps >= ENOUGH_STEPS
         assert drafts == 0
-        assert [one["completion_tokens"] for one in usages] == [400] * 6
 
 
 def while_full(client: httpx.Client) -> Iterator[EngineSignals]:
     """Readings from when six sequences run until one of them has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and told(client).running < 6:
         time.sleep(0.05)
     # The first reading may be of the step that the sixth joined, when two or fewer had drafts still.
