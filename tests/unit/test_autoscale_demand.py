@@ -127,6 +127,17 @@ def test_unknown_hours_of_past_days_say_nothing() -> None:
     assert after(600, lambda _: 20.0, history=history).told[-1].rates[-1] is None
 
 
+def test_the_scatter_of_a_quiet_night_hardly_widens_a_busy_day() -> None:
+    def above(demand: Demand) -> float:
+        seen = outlook(demand, HORIZON)
+        return seen.quantile(0.9) / seen.quantile(0.5) - 1
+
+    night = after(8 * HOUR, lambda _: 3.0)
+    rising = after(2 * HOUR, lambda now: 3.0 + 37.0 * (now - night.at_s) / (2 * HOUR), night)
+    day = after(0.5 * HOUR, lambda _: 40.0, rising)
+    assert above(day) < above(night) / 2
+
+
 def test_what_waits_is_added_to_every_rate() -> None:
     demand = after(HOUR, lambda _: 20.0)
     with_queue, without = outlook(demand, HORIZON, None, 7.0), outlook(demand, HORIZON)

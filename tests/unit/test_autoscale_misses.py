@@ -60,6 +60,12 @@ def test_before_any_request_the_objectives_are_met() -> None:
     assert Misses().left(0.99) == 0
 
 
+def test_a_longer_night_of_misses_at_the_highest_price_makes_the_day_after_it_no_dearer() -> None:
+    short, long = after(0.02, 7), after(0.02, 12)
+    assert short.price(0.99) == long.price(0.99) == pytest.approx(HIGHEST_PRICE)
+    assert long.base == pytest.approx(short.base)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0, 60)), max_size=200),
     st.floats(0.5, 1.0),

@@ -38,6 +38,9 @@ LOWEST: Final = -20
 BINS: Final = 61
 """Errors are counted in units of the geometric mean of the forecast and the pool's usual rate: the demand of one client
 more is the same at every rate, that of every client twice as active is in proportion to it."""
+SCATTER: Final = 20.0
+"""Requests/s that are added to the usual rate there: of a pool much slower than this errors go rather with the root of
+its rate, as chance does, so that those of a quiet night do not count as much of a busy day's rate."""
 USUAL_S: Final = 7200.0
 HEADROOM: Final = 1.3
 """No more than so many times the highest rate of about a day is expected, whatever the errors were."""
@@ -211,7 +214,7 @@ def outlook(demand: Demand, horizon_s: float, history: History | None = None, ex
     now, day = spreads
     now_share, day_share = 0.5 / sum(now), 0.5 / sum(day)
     weights = [one * now_share + other * day_share for one, other in zip(now, day, strict=True)]
-    unit = math.sqrt(rate * demand.usual) * BIN
+    unit = _unit(rate, demand.usual) * BIN
     highest = max(rate, HEADROOM * max(demand.peak, demand.rate))
     kept = [
         (min(highest, max(0.0, rate + (place + LOWEST) * unit)) + extra, weight)
@@ -220,6 +223,11 @@ def outlook(demand: Demand, horizon_s: float, history: History | None = None, ex
     ]
     total = sum(weight for _, weight in kept)
     return Outlook(tuple((one, weight / total) for one, weight in kept))
+
+
+def _unit(rate: float, usual: float) -> float:
+    """Requests/s by which errors of such a forecast are measured."""
+    return math.sqrt(rate * (usual + SCATTER))
 
 
 def _levels(levels: Sequence[float], rate: float, seconds: float, age: float) -> tuple[float, ...]:
@@ -321,8 +329,7 @@ def _judge(demand: Demand, horizon_s: float) -> Demand:
     told = due[-1]
     if seconds >= RECENT_S / 2:
         rate, least = demand.rate, 0.5 / seconds  # half a request: a rate of 0 is no unit
-        usual = told.usual + least
-        errors = [None if one is None else (rate - one) / math.sqrt((one + least) * usual) for one in told.rates]
+        errors = [None if one is None else (rate - one) / _unit(one + least, told.usual) for one in told.rates]
         passed = TOLD_EVERY_S if len(demand.told) == 1 else demand.told[-1].at_s - demand.told[-2].at_s
         judged = tuple(_judged(*pair, passed) for pair in zip(demand.forecasters, errors, strict=True))
         demand = replace(demand, forecasters=judged)

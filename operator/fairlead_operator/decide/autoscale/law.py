@@ -29,9 +29,9 @@ TICKS_S: Final = 10.0
 UP: Final = 0.25
 DOWN: Final = 0.5
 """Shares of a start's cost that staying must have cost before replicas are added or taken away."""
-EXCHANGE: Final = 2.0
-"""The same, in starts of what is added, before another set takes the place of this one: it is two changes, and of two
-sets that cost about the same each looks better for a while."""
+EXCHANGE: Final = 1.0
+"""The same, in starts of what is added, before another set takes the place of this one: of two sets that cost about the
+same each looks better for a while."""
 SHORTEST_START_S: Final = 240.0
 """Even a faster start costs so much: pods are placed, caches are lost, and routers must learn of a change."""
 DOWN_EVERY_S: Final = 60.0

@@ -78,5 +78,8 @@ def count(  # noqa: PLR0917 - what happened, and what is wanted
         finished=misses.finished * faded + finished,
         missed=misses.missed * faded + missed,
     )
-    base = misses.base + DRIFT * seconds * (kept - after._balance(attainment))  # noqa: SLF001 - the same class
-    return replace(after, base=min(math.log(HIGHEST_PRICE), max(math.log(LOWEST_PRICE), base)))
+    lacking = kept - after._balance(attainment)  # noqa: SLF001 - the same class
+    # A price at its bound does not rise further: its base would take hours to come down again once misses are made up.
+    most = max(misses.base, math.log(HIGHEST_PRICE) - GAIN * max(0.0, lacking))
+    base = min(most, misses.base + DRIFT * seconds * lacking)
+    return replace(after, base=max(math.log(LOWEST_PRICE), base))
