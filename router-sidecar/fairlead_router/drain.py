@@ -16,7 +16,7 @@ class Drain:
     """Drains on the first connection. ``begin`` stops new requests, ``running`` counts those at the engine.
 
     The kubelet also runs the hook before it restarts an engine whose liveness failed. The pod then stays, so once the
-    engine is ``alive`` again after it was gone, ``end`` takes requests anew. ``report`` is told how a drain went, and
+    engine was ``dead`` and another is ``ready``, ``end`` takes requests anew. ``report`` is told how a drain went, and
     ``None`` once the pod stays after all.
     """
 
@@ -26,7 +26,8 @@ class Drain:
         begin: Callable[[], None],
         end: Callable[[], None],
         running: Callable[[], int],
-        alive: Callable[[], Awaitable[bool]],
+        dead: Callable[[], Awaitable[bool]],
+        ready: Callable[[], Awaitable[bool]],
         timeout_s: float,
         now: Callable[[], float],
         report: Callable[[DrainReport | None], None],
@@ -34,7 +35,8 @@ class Drain:
         self._begin = begin
         self._end = end
         self._running = running
-        self._alive = alive
+        self._dead = dead
+        self._ready = ready
         self._timeout_s = timeout_s
         self._now = now
         self._report = report
@@ -57,15 +59,15 @@ class Drain:
         while self._running() > 0 and self._now() < deadline:  # noqa: ASYNC110 - as in main
             await asyncio.sleep(_POLL_S)
         left = min(self._running(), before)
-        if left or await self._alive():  # an engine that died has cut what it ran
+        if left or not await self._dead():  # an engine that died has cut what it ran
             took = round(self._now() - began, 3)
             self._report(DrainReport(requests=before, left=left, took_s=took, timeout_s=self._timeout_s))
         with contextlib.suppress(OSError):
             writer.write(f"drained {before - left}\n".encode())
             await writer.drain()
         writer.close()
-        for wanted in (False, True):
-            while await self._alive() is not wanted:  # noqa: ASYNC110 - nobody tells us of the engine
+        for happened in (self._dead, self._ready):
+            while not await happened():  # noqa: ASYNC110 - nobody tells us of the engine
                 await asyncio.sleep(_ENGINE_POLL_S)
         self._first = None
         self._report(None)

@@ -107,6 +107,15 @@ class EngineWatch:
         except (OSError, TimeoutError):
             return False
 
+    async def dead(self) -> bool:
+        """Whether it is gone or says that it is not well; one that does not answer in time may only be busy."""
+        try:
+            return (await self.health()).status != _OK
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+
     async def follow(self) -> None:
         """Look after it until cancelled."""
         while True:

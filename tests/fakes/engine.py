@@ -74,6 +74,8 @@ class FakeEngine:
     lora_calls: list[tuple[str, str]] = field(default_factory=list)
     """Adapters that were loaded (``load``) and unloaded (``unload``), or were to be: what and name."""
     health: int = 200
+    health_held: asyncio.Event | None = None
+    """Its health is told only once this is set."""
     warm_up: deque[tuple[int, bytes]] = field(default_factory=deque)
     """Answers to the next warm-ups; then they are sane."""
     warm_ups: list[dict[str, Any]] = field(default_factory=list)
@@ -156,6 +158,8 @@ class FakeEngine:
         if path == "/v1/models":
             body = json.dumps({"object": "list", "data": self._models()}).encode()
         elif path == "/health":
+            if self.health_held is not None:
+                await self.health_held.wait()
             status = self.health
         writer.write(_sized(status, body))
         await writer.drain()
