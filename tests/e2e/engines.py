@@ -55,9 +55,9 @@ def errors_of(folder: Path) -> list[str]:
 
 def stream(client: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]:
     """The events of a streamed answer of the model ``chat``, greedy and as long as it may be."""
-    with client.stream("POST", path, json={"model": "chat", **STREAM, **body}) as answer:
-        assert answer.status_code == 200, answer.read()
-        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    answer = client.post(path, json={"model": "chat", **STREAM, **body})
+    assert answer.status_code == 200, answer.text
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
     assert events[-1] == "[DONE]"
     return [json.loads(event) for event in events[:-1]]
 

@@ -102,10 +102,13 @@ async def read_stream(answer: httpx.Response, seen: Seen) -> None:
 
 
 async def events(answer: httpx.Response) -> AsyncIterator[str]:
-    """The data of each event."""
-    async for line in answer.aiter_lines():
-        if line.startswith("data: "):
-            yield line.removeprefix("data: ")
+    """The data of each event. httpx's own lines also end at U+2028 and its like, which JSON may hold as they are."""
+    rest = b""
+    async for some in answer.aiter_bytes():
+        *lines, rest = (rest + some).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: "):
+                yield line.removeprefix(b"data: ").decode()
 
 
 async def read_whole(answer: httpx.Response, seen: Seen) -> None:
