@@ -126,6 +126,8 @@ def measured(cluster: Cluster, seconds: float) -> dict[str, Any]:
         wait_for("a ready replica", lambda: watch.status().get("readyReplicas", 0) >= 1, seconds=READY_S)
         with clients(kube, cluster, folder, seconds) as running:
             seen = follow(watch, running)
+            if running.poll() != 0:
+                raise RuntimeError(f"the clients ended with {running.poll()} instead of 0 when their load was over")
         told = kube.kubectl("describe", "mpool", POOL, "-n", fleet.PLATFORM)
         explained = kube.fairlead("explain", "pool", POOL, "-n", fleet.PLATFORM)
         learned = watch.cold_start_s()

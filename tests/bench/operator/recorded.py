@@ -1,4 +1,4 @@
-"""Clients that send a recorded hour of a chat service in minutes: fewer requests, of fewer tokens, in the same rhythm.
+"""Clients that send a recorded hour of a chat service in minutes: fewer requests, shorter prompts, the same rhythm.
 
 It runs in the cluster's network; arrivals do not wait for answers. Prints a line of JSON for each request that is over.
 The API key is read from FAIRLEAD_KEY.
@@ -27,12 +27,12 @@ from tests.e2e.lifecycle.traffic import PATH, Seen, read_stream
 
 TRACE: Final = Path(__file__).parents[1] / "data" / "azure2023_conv.csv.gz"
 HOUR_S: Final = 3600.0
-RATE: Final = 2.4
+RATE: Final = 1.5
 """Requests/s in the mean; the trace's own are 5.4."""
 SHORTER: Final = 4
-"""By what the recorded lengths are divided."""
+"""By what the recorded prompts are divided."""
 MOST_PROMPT: Final = 1200
-MOST_OUTPUT: Final = 250
+MOST_OUTPUT: Final = 500
 BYTES_PER_TOKEN: Final = 2
 """Of the words that prompts are made of, in the small models' vocabulary; their own prefix is in it."""
 PATIENCE_S: Final = 120.0
@@ -66,11 +66,11 @@ def calls(hour: Sequence[Call], seconds: float, seed: int = 1) -> list[Call]:
 
 
 def _smaller(one: Call, faster: float) -> Call:
-    return Call(one.at * faster, _shorter(one.prompt, MOST_PROMPT), _shorter(one.output, MOST_OUTPUT))
+    return Call(one.at * faster, _bounded(one.prompt // SHORTER, MOST_PROMPT), _bounded(one.output, MOST_OUTPUT))
 
 
-def _shorter(tokens: int, most: int) -> int:
-    return max(2, min(most, tokens // SHORTER))
+def _bounded(tokens: int, most: int) -> int:
+    return max(2, min(most, tokens))
 
 
 async def ask(http: httpx.AsyncClient, model: str, call: Call, number: int) -> dict[str, Any]:
