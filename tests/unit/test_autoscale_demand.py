@@ -63,6 +63,13 @@ def test_what_scatters_by_the_minute_is_not_taken_for_steps() -> None:
     assert outlook(seen, HORIZON).quantile(0.95) > 44.0
 
 
+def test_a_pool_is_restless_once_no_step_lasts_and_calm_again_when_they_do() -> None:
+    bursts = after(HOUR, lambda now: 20.0 if now % 90 < 30 else 1.0)
+    assert bursts.restless
+    assert not after(2 * HOUR, lambda now: 20.0 if now % 1200 < 600 else 5.0, bursts).restless
+    assert not after(HOUR, lambda now: 20.0 if now % 600 < 300 else 5.0).restless
+
+
 def test_after_hours_of_small_steps_a_large_one_is_still_seen_at_once() -> None:
     chance = random.Random(3)  # noqa: S311 - chance, not a secret
     windows = [60.0 * chance.uniform(0.94, 1.06) for _ in range(37)]

@@ -91,6 +91,15 @@ def test_what_can_be_spent_on_misses_is_spent_and_not_more() -> None:
     assert loose.replica_seconds / (20 * HOUR) < 5.0
 
 
+def test_of_bursts_that_never_last_it_is_learned_what_replicas_can_do_under_them() -> None:
+    pool = Pool(settings(variant(current=2)))
+    pool.run(2 * HOUR, lambda now: 26.0 if now % 90 < 30 else 2.0)
+    assert pool.memory.service.factors[0] < 0.9
+    before, finished = pool.missed, pool.finished
+    pool.run(HOUR, lambda now: 26.0 if now % 90 < 30 else 2.0)
+    assert pool.missed - before < 0.02 * (pool.finished - finished)
+
+
 def test_misses_count_from_when_a_decision_could_have_avoided_them() -> None:
     pool = Pool()
     pool.run(255, 75.0)

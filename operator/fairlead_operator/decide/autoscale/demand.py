@@ -21,6 +21,9 @@ TAUS: Final = (30.0, 120.0, 600.0)
 STEP_WINDOWS: Final = (15.0, 30.0, 60.0)
 STEP_SIGMAS: Final = 4.5
 STEP_MEMORY_S: Final = 1800.0
+STEPS_HALF_LIFE_S: Final = 1800.0
+RESTLESS: Final = 20.0
+"""So many, counted so, are one every two minutes: steps of which none lasts are how the pool is used."""
 DISPERSION_S: Final = 1200.0
 MOST_DISPERSION: Final = 4.0
 """More than so many times the usual scatter says nothing about it: it may be a step that is not yet seen."""
@@ -117,8 +120,15 @@ class Demand:
     usual: float = 0.0
     peak: float = 0.0
     run: Run = field(default_factory=Run)
+    steps: float = 0.0
+    """Those of half an hour ago count half."""
     told: tuple[Told, ...] = ()
     forecasters: tuple[Forecaster, ...] = ()
+
+    @property
+    def restless(self) -> bool:
+        """Whether the rate steps so often that it is never the same for long."""
+        return self.steps >= RESTLESS
 
     @property
     def minute(self) -> tuple[float, int]:
@@ -174,14 +184,15 @@ def observe(demand: Demand, at_s: float, arrivals: int, horizon_s: float, histor
         return demand
     kept = [one for one in demand.recent if one.at_s > at_s - RECENT_KEPT_S][1 - MAX_RECENT :]
     recent = (*kept, Round(at_s, seconds, arrivals))
-    age = demand.age_s + seconds
+    age, run = demand.age_s + seconds, _run(demand.run, recent)
     demand = replace(
         demand,
         at_s=at_s,
         age_s=age,
         recent=recent,
         usual=demand.usual + (arrivals / seconds - demand.usual) * max(seconds / age, min(1.0, seconds / USUAL_S)),
-        run=_run(demand.run, recent),
+        run=run,
+        steps=demand.steps * 0.5 ** (seconds / STEPS_HALF_LIFE_S) + (run.since_s == at_s),
     )
     if age >= RECENT_S:
         peak = max(demand.rate, demand.peak * 0.5 ** (seconds / PEAK_HALF_LIFE_S))

@@ -184,14 +184,14 @@ def _observe(memory: Memory, seen: Observation, settings: Settings) -> tuple[Mem
 
 
 def _learned(memory: Memory, demand: Demand, seen: Observation, settings: Settings) -> Memory:
-    """The memory with what the round says of the service: only at a steady rate, with every replica in use."""
+    """The memory with what a round says of the service: all replicas are in use, and the rate lasts if it ever does."""
     at_s, running = seen.at_ms / 1000, tuple(variant.ready for variant in settings.variants)
     steady = (
         seen.complete
         and settings.current == settings.ready > 0
         and demand.rate > 0
         and _missed(memory) <= OVERLOADED
-        and at_s - demand.run.since_s > capacity.STEADY_S
+        and (demand.restless or at_s - demand.run.since_s > capacity.STEADY_S)
     )
     attainment = settings.objectives.attainment
     loads = typical_loads(settings.variants, attainment)
