@@ -1,5 +1,6 @@
 """The autoscaler's benchmark: its scenarios are those defined, and its slice shows what no clock decides."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -105,6 +106,17 @@ def test_no_other_law_attains_more_for_less(slice_rows: Mapping[tuple[str, str],
     for name in ("slo-aware", "keda-running"):
         other = slice_rows["S3", name]
         assert other.attainment < ours.attainment or other.dollars > ours.dollars
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "known"), [("--scenarios", "S99", "S8"), ("--baselines", "aibrix", "wva-v1")]
+)
+def test_a_name_that_is_unknown_is_refused_with_those_that_are_known(
+    option: str, word: str, known: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options([option, f"{known},{word}"])
+    assert re.search(rf"{option}: {word} is none of .*{known}", capsys.readouterr().err)
 
 
 def test_the_search_for_a_schedule_begins_where_that_of_the_first_seed_and_cold_start_ended(

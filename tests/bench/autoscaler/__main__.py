@@ -6,7 +6,7 @@ Every case runs once and is kept under a hash of the code and the data that deci
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +31,14 @@ PERCENT: Final = 100.0
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.autoscaler", description=__doc__)
-    parser.add_argument("--scenarios", default="", help=f"such as S1,S8 (default {','.join(DEFAULT)})")
+    parser.add_argument(
+        "--scenarios", default="", type=_names(SCENARIOS), help=f"such as S1,S8 (default {','.join(DEFAULT)})"
+    )
     parser.add_argument("--seeds", default="", help="such as 1,2 (default 1,2,3)")
     parser.add_argument("--days", default="", help="other days of S1-S3 than the scenario's, such as 1,3")
     parser.add_argument("--cold", default="", help="cold starts of S1-S3 in seconds (default 30,120,300)")
-    parser.add_argument("--baselines", default="", help=f"all, or some of {','.join(BASELINES)}; on the first seed")
+    text = f"all, or some of {','.join(BASELINES)}; on the first seed"
+    parser.add_argument("--baselines", default="", type=_names(("all", *BASELINES)), help=text)
     parser.add_argument("--slice", action="store_true", help="two hours of S3, S8, and two baselines")
     parser.add_argument("--plain-router", action="store_true", help="one that sends all requests on to the replicas")
     parser.add_argument("--rate-scale", type=float, default=1.0, help="multiply the rates: a quick look at 0.1")
@@ -44,6 +47,18 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help="write every run as a JSON line into this file")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default 2)")
     return parser.parse_args(arguments)
+
+
+def _names(known: Iterable[str]) -> Callable[[str], str]:
+    """Words with commas between them, all of them known."""
+
+    def checked(text: str) -> str:
+        for word in _words(text):
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word} is none of {', '.join(known)}")
+        return text
+
+    return checked
 
 
 def cases(asked: argparse.Namespace) -> list[Case]:

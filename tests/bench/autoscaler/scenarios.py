@@ -256,6 +256,7 @@ SCENARIOS: Final = {
         ),
         Scenario("S6", "long outputs", reasoning, mean=6.0, objectives=Objectives(ttft=5.0, tpot=0.05)),
         Scenario("S7", "bursts of seconds", recorded("azure2023_code.csv.gz", 6), seconds=6 * 3600.0),
+        Scenario("S7L", "the same for thirty hours", recorded("azure2023_code.csv.gz", 30), seconds=30 * 3600.0),
         Scenario(
             "S8",
             "llm-d's published ramp",
